@@ -1,0 +1,90 @@
+"""Training checkpoints: any pytree of arrays, written asynchronously by Orbax, restorable onto any mesh.
+
+The on-disk tree is a flat dict {key path: array}, so that the layout depends neither on the module library nor on
+the container types in use. Orbax's names still move between releases; they appear in this file only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hrsa_jax.runtime.errors import InputError
+
+PyTree = Any
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+class Checkpoints:
+    """Numbered checkpoints in one folder (local or gs://); a save is visible only when it is complete.
+
+    Args:
+        directory: folder, created when absent.
+        keep: how many of the newest steps stay on disk.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2):
+        from orbax.checkpoint import v1 as ocp
+
+        self._ocp = ocp
+        self.directory = str(directory)
+        if "://" not in self.directory:
+            self.directory = str(Path(directory).absolute())
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else int(newest.step)
+
+    def save(self, step: int, tree: PyTree) -> None:
+        """Starts writing `tree` (device arrays) as `step`; returns before the write ends."""
+        if jax.default_backend() == "cpu":
+            # Host views of CPU arrays share their memory, and the training step donates it while the write runs.
+            tree = jax.tree.map(jax.numpy.copy, tree)
+        self._checkpointer.save_pytree_async(step, _flat(tree), force=True)
+
+    def restore(self, tree: PyTree, step: int | None = None) -> PyTree:
+        """Reads a checkpoint into the structure, shapes, dtypes and shardings of `tree`.
+
+        Raises:
+            InputError: no checkpoint, or one whose arrays do not match `tree`.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise InputError(f"no complete checkpoint in {self.directory}: start the run without resuming")
+        abstract = {
+            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for key, leaf in _flat(tree).items()
+        }
+        try:
+            flat = self._checkpointer.load_pytree(step, abstract)
+        except Exception as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"checkpoint {step} in {self.directory} cannot be restored ({first_line}): "
+                "delete that folder to continue from an earlier step, or use a new workdir"
+            ) from error
+        paths = jax.tree_util.tree_leaves_with_path(tree)
+        leaves = [flat[jax.tree_util.keystr(path)] for path, _ in paths]
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), leaves)
+
+    def close(self) -> None:
+        """Waits for pending writes and releases the folder."""
+        self._checkpointer.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,283 @@
+"""The folder of one run: lock, manifest, and stages that are done once.
+
+    <workdir>/manifest.json          config, versions, and what each stage read and gave
+              metrics.jsonl, tensorboard/
+              stages/<stage>/inputs.json    written first: fingerprint of everything the stage depends on
+                             done.json      written last, atomically: the stage's result, seconds, peak memory
+              results.json, report.html
+
+A stage whose marker carries the fingerprint of its present inputs is not run again. A stage that was cut off keeps its
+files (checkpoints, finished tasks) as long as its inputs are the same, and starts clean otherwise.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hrsa_jax.runtime.errors import InputError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mteb", "numpy", "scipy")
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes strict JSON (NaN and infinities become null) so that a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(_finite(value), file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; InputError names the file where it is missing, cut or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: check the path or run the stage that writes it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): restore it, or delete it and run again") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Stage:
+    """One stage of a run, used as a context manager (see `Workdir.stage`)."""
+
+    def __init__(self, name: str, path: Path, inputs: dict[str, Any], on_complete: Callable[[Stage], None]):
+        self.name, self.path, self.inputs = name, path, inputs
+        self.fingerprint = fingerprint(inputs)
+        self._marker = path / "done.json"
+        self._on_complete = on_complete
+        self._record: dict[str, Any] = {}
+        if self._marker.exists():
+            record = read_json(self._marker)
+            if record.get("fingerprint") == self.fingerprint:
+                self._record = record
+        self._started = 0.0
+        self._memory = _PeakMemory()
+
+    @property
+    def done(self) -> bool:
+        """True when a marker with today's inputs is there."""
+        return bool(self._record)
+
+    @property
+    def result(self) -> Any:
+        """What `complete` was given."""
+        return self._record["result"]
+
+    @property
+    def timing(self) -> dict[str, float]:
+        """{"seconds", "peak_mb"} of the run that completed the stage."""
+        return {"seconds": self._record["seconds"], "peak_mb": self._record["peak_mb"]}
+
+    def complete(self, result: Any) -> None:
+        """Writes the marker: everything in the stage's folder is final from here on."""
+        self._record = {
+            "fingerprint": self.fingerprint,
+            "result": _finite(result),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_mb": round(self._memory.peak_mb(), 1),
+        }
+        write_json(self._marker, self._record)
+        self._on_complete(self)
+
+    def __enter__(self) -> Stage:
+        if self.done:
+            return self
+        inputs_path = self.path / "inputs.json"
+        if self.path.exists():
+            same = inputs_path.exists() and _try_json(inputs_path) == json.loads(json.dumps(self.inputs, default=str))
+            if not same or self._marker.exists():
+                shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(inputs_path, self.inputs)
+        self._started = time.monotonic()
+        self._memory.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.stop()
+
+
+class Workdir:
+    """Opens (or creates) the folder of a run and holds its lock until `close`.
+
+    Args:
+        path: folder of the run.
+        config: the run's config as a JSON value; a used workdir refuses another one.
+        seconds_to_wait: how long to wait for the lock of a run that is ending.
+
+    Raises:
+        InputError: the folder cannot be written, is in use by another run, or belongs to another config.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], *, seconds_to_wait: float = 0.0):
+        self.path = Path(path).absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise InputError(
+                f"workdir {self.path} cannot be written ({error.strerror}): give another --workdir or fix its permissions"
+            ) from error
+        self._acquire(seconds_to_wait)
+        self._manifest_path = self.path / "manifest.json"
+        config = json.loads(json.dumps(config, default=str))
+        if self._manifest_path.exists():
+            self.manifest = read_json(self._manifest_path)
+            self._refuse_other_config(config)
+        else:
+            self.manifest = {
+                "config": config,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "stages": {},
+            }
+        self.manifest["versions"] = versions()
+        write_json(self._manifest_path, self.manifest)
+
+    def stage(self, name: str, inputs: dict[str, Any]) -> Stage:
+        """The stage `name` whose outcome depends on `inputs` (JSON) alone: `with workdir.stage(...) as stage`."""
+        return Stage(name, self.path / "stages" / name, inputs, self._record_stage)
+
+    def record(self, key: str, value: Any) -> None:
+        """Writes `value` (JSON) under `key` into manifest.json."""
+        self.manifest[key] = value
+        write_json(self._manifest_path, self.manifest)
+
+    def close(self) -> None:
+        """Releases the lock."""
+        self._lock.close()
+
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _record_stage(self, stage: Stage) -> None:
+        self.manifest["stages"][stage.name] = {
+            "inputs": stage.inputs,
+            "fingerprint": stage.fingerprint,
+            **stage.timing,
+        }
+        write_json(self._manifest_path, self.manifest)
+
+    def _acquire(self, seconds_to_wait: float) -> None:
+        deadline = time.monotonic() + seconds_to_wait
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                self._lock.seek(0)
+                owner = self._lock.read().strip() or "unknown"
+                self._lock.close()
+                raise InputError(
+                    f"workdir {self.path} is in use by process {owner}: wait for it, stop it, or give another --workdir"
+                ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def _refuse_other_config(self, config: dict[str, Any]) -> None:
+        changes = _differences(self.manifest.get("config", {}), config)
+        if changes:
+            self.close()
+            shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+            raise InputError(
+                f"workdir {self.path} belongs to a run with another config ({shown}): "
+                "give a new --workdir, or the old settings to continue"
+            )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        rows = []
+        for key in sorted(old.keys() | new.keys()):
+            rows += _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        return rows
+    return [] if old == new else [f"{where}: was {json.dumps(old)}, now {json.dumps(new)}"]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist") and not isinstance(value, str | bytes):
+        return _finite(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _try_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class _PeakMemory:
+    """Peak resident memory of this process while a stage runs, sampled five times a second."""
+
+    def __init__(self) -> None:
+        self._peak = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def peak_mb(self) -> float:
+        self._sample()
+        return self._peak / 2**20
+
+    def _sample(self) -> None:
+        import psutil
+
+        self._peak = max(self._peak, psutil.Process().memory_info().rss)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            self._sample()

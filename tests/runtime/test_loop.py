@@ -1,0 +1,131 @@
+"""The training loop: schedule, bit-exact resume, NaN stop, SIGTERM."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hrsa_jax.runtime.checkpoint import Checkpoints
+from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.loop import Interrupted, OptimConfig, init_state, make_optimizer, make_step, train
+
+STEPS = 12
+
+
+def loss_fn(trainable, frozen, batch):
+    prediction = batch["x"] @ (trainable["w"] + frozen["w"]) + trainable["bias"]
+    loss = jnp.mean((prediction - batch["y"]) ** 2)
+    return loss, {"tokens": jnp.float32(batch["x"].shape[0])}
+
+
+def batch_at(step):
+    rng = np.random.default_rng([7, step])
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    return {"x": x, "y": x @ np.array([1.0, -2.0, 0.5], np.float32) + 0.3}
+
+
+def fresh():
+    tx = make_optimizer(OptimConfig(steps=STEPS, learning_rate=0.1, warmup_steps=2))
+    trainable = {"w": jnp.zeros(3), "bias": jnp.zeros(())}
+    return init_state(trainable, {"w": jnp.zeros(3)}, tx), make_step(loss_fn, tx)
+
+
+def run(folder, batches=batch_at, **kwargs):
+    state, step = fresh()
+    log = RunLog(folder, stream=open(os.devnull, "w"))  # noqa: SIM115
+    return train(state, step, batches, steps=STEPS, directory=folder, checkpoint_every=3, log=log, label="t", **kwargs)
+
+
+def test_schedule_reaches_its_peak_after_the_warmup_and_zero_at_the_end():
+    rate = OptimConfig(steps=100, learning_rate=1.0, warmup_steps=3).learning_rate_at()
+    np.testing.assert_allclose([rate(0), rate(1), rate(2), rate(3)], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
+    assert float(rate(100)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kwargs", [{"steps": 0}, {"steps": 4, "warmup_steps": 4}, {"steps": 4, "schedule": "cosin"}])
+def test_bad_optimiser_settings_are_refused(kwargs):
+    with pytest.raises(InputError, match=r"optimiser"):
+        OptimConfig(learning_rate=0.1, **kwargs)
+
+
+def test_the_loop_learns_and_logs_every_step(tmp_path):
+    state = run(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert int(state.step) == STEPS
+
+
+def test_resume_is_bit_exact_and_rewrites_no_history(tmp_path):
+    whole = run(tmp_path / "whole") if (tmp_path / "whole").mkdir() is None else None
+    (tmp_path / "cut").mkdir()
+
+    def die_at_seven(step):
+        if step == 8:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", die_at_seven)
+    resumed = run(tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_nan_stops_at_its_step_keeps_the_last_good_checkpoint_and_saves_the_batch(tmp_path):
+    def poisoned(step):
+        batch = batch_at(step)
+        if step == 7:
+            batch["x"][0, 0] = np.nan
+        return batch
+
+    with pytest.raises(InputError, match=r"loss nan .* at step 7.*last good checkpoint is step 6"):
+        run(tmp_path, poisoned)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 6
+    assert np.isnan(np.load(tmp_path / "bad_batch_step7.npz")["['x']"][0, 0])
+
+
+def test_sigterm_saves_and_the_same_call_continues(tmp_path):
+    def send(done, state):
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="after step 5 of 12"):
+        run(tmp_path, on_step=send)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 5
+    assert int(run(tmp_path).step) == STEPS
+
+
+def test_restore_names_a_checkpoint_that_does_not_fit(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        with pytest.raises(InputError, match="no complete checkpoint"):
+            checkpoints.restore({"a": jnp.zeros(3)})
+        checkpoints.save(1, {"a": jnp.arange(3.0)})
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore({"a": jnp.zeros(3)})["a"], np.arange(3.0))
+        with pytest.raises(InputError, match=r"checkpoint 1 in .* cannot be restored"):
+            checkpoints.restore({"b": jnp.zeros(3)})
+
+
+def test_checkpoint_moves_between_meshes(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    tree = {"a": jax.device_put(jnp.arange(16.0), rows)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, tree)
+    with Checkpoints(tmp_path) as checkpoints:
+        single = checkpoints.restore({"a": jnp.zeros(16)})
+    np.testing.assert_array_equal(single["a"], np.arange(16.0))
+    assert len(single["a"].devices()) == 1

@@ -1,0 +1,72 @@
+"""The run's folder: atomic stages, changed configs, locks, strict JSON."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.workdir import Workdir, read_json, write_json
+
+CONFIG = {"seed": 1, "tune": {"steps": 3}}
+
+
+def test_a_stage_runs_once_and_its_result_survives(tmp_path):
+    with Workdir(tmp_path, CONFIG) as workdir, workdir.stage("a/b", {"model": "x"}) as stage:
+        assert not stage.done
+        stage.complete({"score": 0.5, "nan": math.nan})
+    with Workdir(tmp_path, CONFIG) as workdir, workdir.stage("a/b", {"model": "x"}) as stage:
+        assert stage.done
+        assert stage.result == {"score": 0.5, "nan": None}
+        assert stage.timing["peak_mb"] > 1
+    assert read_json(tmp_path / "manifest.json")["stages"]["a/b"]["inputs"] == {"model": "x"}
+
+
+def test_a_cut_stage_keeps_its_files_only_for_the_same_inputs(tmp_path):
+    with Workdir(tmp_path, CONFIG) as workdir:
+        with workdir.stage("a", {"model": "x"}) as stage:
+            (stage.path / "checkpoint").write_text("1")
+        with workdir.stage("a", {"model": "x"}) as stage:
+            assert not stage.done
+            assert (stage.path / "checkpoint").exists()
+        with workdir.stage("a", {"model": "y"}) as stage:
+            assert not (stage.path / "checkpoint").exists()
+            stage.complete(1)
+        with workdir.stage("a", {"model": "x"}) as stage:
+            assert not stage.done
+            assert not (stage.path / "done.json").exists()
+
+
+def test_another_config_is_refused_by_what_changed(tmp_path):
+    Workdir(tmp_path, CONFIG).close()
+    with pytest.raises(InputError, match=r"another config \(tune.steps: was 3, now 4\)"):
+        Workdir(tmp_path, {"seed": 1, "tune": {"steps": 4}})
+    Workdir(tmp_path, CONFIG).close()
+
+
+def test_a_busy_workdir_names_the_process(tmp_path):
+    with Workdir(tmp_path, CONFIG):
+        code = f"from hrsa_jax.runtime.workdir import Workdir; Workdir({str(tmp_path)!r}, {CONFIG!r})"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"is in use by process {os.getpid()}" in ran.stderr
+
+
+def test_a_workdir_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written"):
+        Workdir(tmp_path / "file" / "run", CONFIG)
+
+
+def test_json_is_strict_and_atomic(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": [1.0, math.nan, math.inf]})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"a": [1.0, None, None]}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": [1.0, None, None]}
+    path.write_text('{"a": [1')
+    with pytest.raises(InputError, match=r"x\.json is not valid JSON"):
+        read_json(path)
