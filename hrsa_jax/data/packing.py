@@ -28,7 +28,7 @@ class PackedLayout:
         return 1.0 - float(self.length_N.sum()) / max(1, self.rows * self.row_length)
 
     def slots(self, segments: int) -> np.ndarray:
-        """(N,) index of each text in the pooled array (rows, segments, D) flattened to (rows * segments, D)."""
+        """(N,) index of each text in the pooled array (rows, segments, D) flattened to two dimensions."""
         if segments < self.segments:
             raise ValueError(f"segments is {segments}, but a row of this layout holds {self.segments}")
         return (self.row_N * segments + self.segment_N - 1).astype(np.int32)

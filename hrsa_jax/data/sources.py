@@ -37,15 +37,15 @@ def read_jsonl(
     """Reads pairs from a JSON-lines file: `{"query": text | [instruction, text], "pos": [..], "neg": [..]}`.
 
     Args:
-      path: the file, UTF-8. `neg` may be missing; other fields are ignored, except that a value of `id` may not
-        come twice.
+      path: the file, UTF-8. `neg` may be missing; other fields are ignored, but no value of `id` may come
+        twice.
       dataset: the name all rows get; the file's stem when None.
       instruction: for rows whose query is a bare text.
       max_line_bytes: longer lines are refused (a line that long is nearly always a broken file).
 
     Raises:
-      InputError: one sentence with `file:line` for the first line that is cut, not UTF-8, holds a NUL byte, an
-        empty text or a field of the wrong type; also for a file that is missing or has no rows.
+      InputError: one sentence with `file:line` for the first line that is cut, not UTF-8, too long, holds a
+        NUL byte, an empty text or a field of the wrong type; also for a file that is missing or has no rows.
     """
     path = Path(path)
     name = dataset or path.stem
@@ -78,20 +78,18 @@ def read_hub(
 
     Args:
       name: what `datasets.load_dataset` takes.
-      columns: maps "query", "pos" and optionally "neg" to the data set's columns; a column may hold a text or a
+      columns: maps "query", "pos" and optionally "neg" to the data set's columns, which may hold a text or a
         list of texts.
       limit: reads the first so many rows only.
 
     Raises:
-      InputError: when the data set cannot be read, a column is missing, or a row is malformed (row number named).
+      InputError: when the data set cannot be read, a column is missing, or a row is malformed (row named).
     """
     import datasets
 
     missing = {"query", "pos"} - set(columns)
     if missing or set(columns) - {"query", "pos", "neg"}:
-        raise InputError(
-            f"Column mapping for {name} has {sorted(columns)}; it needs query and pos, and may have neg."
-        )
+        raise InputError(f"Column mapping for {name} has {sorted(columns)}; it needs query and pos, and may have neg.")
     try:
         rows = datasets.load_dataset(name, subset, split=split, revision=revision)
     except (OSError, ValueError) as error:
@@ -99,15 +97,11 @@ def read_hub(
         raise InputError(f"Data set {name} (split {split}) cannot be read: {first_line}.") from error
     absent = [column for column in columns.values() if column not in rows.column_names]
     if absent:
-        raise InputError(
-            f"Data set {name} has no column {absent[0]!r}; it has {', '.join(rows.column_names)}."
-        )
+        raise InputError(f"Data set {name} has no column {absent[0]!r}; it has {', '.join(rows.column_names)}.")
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     label = name if subset is None else f"{name}/{subset}"
-    return list(
-        pairs_from_rows(rows, columns, where=f"{label}[{split}]", dataset=label, instruction=instruction)
-    )
+    return list(pairs_from_rows(rows, columns, where=f"{label}[{split}]", dataset=label, instruction=instruction))
 
 
 def pairs_from_rows(
@@ -118,7 +112,7 @@ def pairs_from_rows(
     dataset: str,
     instruction: str = "",
 ) -> Iterator[Pair]:
-    """Maps table rows onto pairs; `columns` as in `read_hub`. Raises InputError naming `where` and the row."""
+    """Maps table rows onto pairs (`columns` as in `read_hub`); InputError names `where` and the row."""
     for number, row in enumerate(rows):
         mapped = {field: row[column] for field, column in columns.items()}
         for field in ("pos", "neg"):
@@ -132,9 +126,7 @@ def _json_rows(path: Path, max_line_bytes: int) -> Iterator[tuple[str, int, dict
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); give the path of a JSON-lines file."
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the path of a JSON-lines file.") from error
     with file:
         number = 0
         while line := file.readline(max_line_bytes + 1):
@@ -145,9 +137,7 @@ def _json_rows(path: Path, max_line_bytes: int) -> Iterator[tuple[str, int, dict
                     f"{where}: the line is longer than {max_line_bytes} bytes; split or shorten its texts."
                 )
             if b"\0" in line:
-                raise InputError(
-                    f"{where}: the line holds a NUL byte; the file is damaged or is not JSON lines."
-                )
+                raise InputError(f"{where}: the line holds a NUL byte; the file is damaged or is not JSON lines.")
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -163,22 +153,12 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        cut = (
-            "is cut off"
-            if error.pos >= len(text.rstrip()) - 1 or not text.endswith("\n")
-            else "is not valid JSON"
-        )
-        raise InputError(
-            f"{where}: the line {cut} ({error.msg} at column {error.colno}); repair it."
-        ) from error
+        cut = "is cut off" if error.pos >= len(text.rstrip()) - 1 or not text.endswith("\n") else "is not valid JSON"
+        raise InputError(f"{where}: the line {cut} ({error.msg} at column {error.colno}); repair it.") from error
     except RecursionError as error:
-        raise InputError(
-            f"{where}: the JSON is nested too deeply; expected one flat object a line."
-        ) from error
+        raise InputError(f"{where}: the JSON is nested too deeply; expected one flat object a line.") from error
     if not isinstance(row, dict):
-        raise InputError(
-            f"{where}: found a JSON {type(row).__name__}; expected an object with 'query' and 'pos'."
-        )
+        raise InputError(f"{where}: found a JSON {type(row).__name__}; expected an object with 'query' and 'pos'.")
     return row
 
 
@@ -186,9 +166,7 @@ def _pair_from_row(row: Mapping[str, Any], where: str, dataset: str, instruction
     query = row.get("query")
     if isinstance(query, Sequence) and not isinstance(query, str):
         if len(query) != 2:
-            raise InputError(
-                f"{where}: 'query' is a list of {len(query)}; expected a text or [instruction, text]."
-            )
+            raise InputError(f"{where}: 'query' is a list of {len(query)}; expected a text or [instruction, text].")
         instruction = _text(query[0], where, "query[0]", allow_empty=True)
         query = query[1]
     return Pair(
@@ -207,9 +185,7 @@ def _texts(value: Any, where: str, field: str, *, required: bool) -> tuple[str, 
         found = "nothing" if value is None else f"a {type(value).__name__}"
         raise InputError(f"{where}: '{field}' holds {found}; expected a list of texts.")
     if required and not value:
-        raise InputError(
-            f"{where}: '{field}' is an empty list; every row needs at least one positive passage."
-        )
+        raise InputError(f"{where}: '{field}' is an empty list; every row needs at least one positive passage.")
     return tuple(_text(item, where, f"{field}[{index}]") for index, item in enumerate(value))
 
 
@@ -224,7 +200,5 @@ def _text(value: Any, where: str, field: str, *, allow_empty: bool = False) -> s
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: '{field}' holds a lone surrogate, which is not valid text; repair it."
-        ) from error
+        raise InputError(f"{where}: '{field}' holds a lone surrogate, which is not valid text; repair it.") from error
     return value
