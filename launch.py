@@ -1,0 +1,128 @@
+"""Runs one experiment from a config file: `python launch.py --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+Exit status: 0 done; 2 bad input (one sentence on stderr); 3 done but for failed parts, which are listed; 130 and 143
+stopped by Ctrl-C and SIGTERM (the same command continues). Several hosts: see BUILD.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import re
+import sys
+import warnings
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+EXPERIMENTS = ("study",)
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override a setting by --config.NAME=VALUE.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run (local, or gs:// for checkpoints only).")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for runs on several hosts.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, with --coordinator.")
+
+
+def main(argv: list[str]) -> int:
+    """Sets up the devices and calls the experiment that the config names."""
+    from hrsa_jax.runtime.errors import InputError
+    from hrsa_jax.runtime.loop import Interrupted
+
+    try:
+        if len(argv) > 1:
+            raise InputError(f"unexpected argument {argv[1]!r}: settings are given as --config.NAME=VALUE")
+        config = _load_config()
+        name = config.pop("experiment", None)
+        if name not in EXPERIMENTS:
+            raise InputError(f"config.experiment={name!r} is not an experiment: it is one of {', '.join(EXPERIMENTS)}")
+        _quiet_libraries()
+        _set_up_devices()
+        experiment = importlib.import_module(f"experiments.{name}")
+        return experiment.run(config, _WORKDIR.value, command=_command())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"{stop}: run the same command again to continue", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C: run the same command again to continue", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(
+            f"error: {os.strerror(error.errno or 0)}{where}: free space or fix permissions, then run the same command "
+            "again; finished stages are kept",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with one sentence and status 2 for whatever is wrong in flags or config overrides."""
+    if any(argument in ("--help", "--helpfull", "--helpshort", "-h") for argument in argv):
+        return app.parse_flags_with_usage(argv)
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # an override of a setting that the config file does not have
+        named = re.search(r"'(\w+)'.*?(?:Did you mean \"(\w+)\"|$)", str(error).replace("\\", ""), re.DOTALL)
+        hint = f", did you mean {named[2]!r}" if named and named[2] else ""
+        text = f"the config has no setting {named[1] if named else error!r}{hint}"
+    except (flags.Error, TypeError, ValueError) as error:
+        text = " ".join(str(error).split()).rstrip(".:? ")
+    print(f"error: {text}: correct the command (settings are listed in the config file)", file=sys.stderr)
+    sys.exit(2)
+
+
+def _load_config() -> dict[str, Any]:
+    from hrsa_jax.runtime.errors import InputError
+
+    try:
+        return _CONFIG.value.to_dict()
+    except OSError as error:  # ml_collections reports a missing file and an error inside it alike, over many lines
+        path = next((item.split("=", 1)[1] for item in sys.argv if item.startswith("--config=")), "")
+        why = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"config file {path!r} cannot be loaded ({why}): check its path and content") from error
+
+
+def _command() -> str:
+    """The command to repeat this run in a folder of its own."""
+    shown = [argument for argument in sys.argv[1:] if not argument.startswith("--workdir")]
+    return " ".join(["python launch.py", *shown, "--workdir=<new folder>"])
+
+
+def _quiet_libraries() -> None:
+    """Library warnings are not for the user of a study; errors still are."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    for name in ("jax", "orbax", "absl", "transformers", "mteb", "datasets", "sentence_transformers", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _set_up_devices() -> None:
+    """Joins the other processes, if there are any, and keeps compiled programs between runs."""
+    import jax
+
+    from hrsa_jax.runtime.errors import InputError
+
+    given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise InputError("--coordinator, --num_processes and --process_id go together: give all three")
+        jax.distributed.initialize(*given)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hrsa_jax", "compiled"
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=_parse_flags)
