@@ -1,0 +1,226 @@
+"""Grouped-query attention over packed, padded or cached rows, in a few interchangeable implementations.
+
+Shapes: q_BTNH, k_BSKH, v_BSKH with N = K * G query heads; kv heads are never repeated. Segment ids say which tokens
+see each other (equal ids do); 0 is padding. Scores, softmax and sums are float32 whatever the operands are, and the
+division by the softmax sum comes last, on (T, H) numbers instead of (T, S).
+
+Implementations: "xla" holds all scores of a layer, "blocked" those of BLOCK queries at a time and skips the keys a
+causal mask or window hides; "cudnn" (GPU, bf16/fp16) and "splash" (TPU) are in `kernels` below and chosen by name.
+"auto" is "xla" up to 2 * BLOCK tokens and "blocked" beyond.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Attention = Literal["causal", "bidirectional"]
+Implementation = Literal["auto", "xla", "blocked", "cudnn", "splash", "splash_interpret"]
+
+BLOCK = 128
+_HIDDEN = -1e30  # finite, so that a fully hidden row gives numbers and not NaN
+
+
+def visible(
+    distance: jax.Array | np.ndarray, attention: str, window: int | jax.Array | None
+) -> jax.Array | np.ndarray | bool:
+    """Which key a query may see, given distance = query index - key index (any shape) -> bool, same shape.
+
+    A window W means distance < W when causal and |distance| <= W when bidirectional, as transformers has it.
+    """
+    if attention == "causal":
+        seen = distance >= 0
+        return seen if window is None else seen & (distance < window)
+    return True if window is None else (distance <= window) & (-distance <= window)
+
+
+def _scores(q_BTKGH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
+    return jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+
+
+def _group(q_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
+    B, T, N, H = q_BTNH.shape
+    return q_BTNH.reshape(B, T, num_kv_heads, N // num_kv_heads, H)
+
+
+def _masked_attention(q_BTKGH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Softmax attention under a boolean mask -> float32 (B, T, N, H); the queries are already scaled."""
+    scores = jnp.where(mask_BTS[:, None, None], _scores(q_BTKGH, k_BSKH), _HIDDEN)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total_BTKG = weights.sum(-1).transpose(0, 3, 1, 2)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32)
+    B, T, K, G, H = q_BTKGH.shape
+    return (mixed / total_BTKG[..., None]).reshape(B, T, K * G, H)
+
+
+def _xla(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    attention: str,
+    window: int | jax.Array | None,
+) -> jax.Array:
+    """The reference: every score of the layer at once."""
+    index = np.arange(q_BTNH.shape[1])
+    same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+    mask = same & visible(index[:, None] - index[None, :], attention, window)
+    return _masked_attention(_group(q_BTNH, k_BTKH.shape[2]), k_BTKH, v_BTKH, mask)
+
+
+def _blocked(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    attention: str,
+    window: int | jax.Array | None,
+) -> jax.Array:
+    """BLOCK queries at a time, against only those keys that a static mask leaves visible."""
+    T = q_BTNH.shape[1]
+    q_BTKGH = _group(q_BTNH, k_BTKH.shape[2])
+    reach = window if isinstance(window, int) else None  # a traced window (mixed layers) cuts nothing off
+    outputs = []
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        first = 0 if reach is None else max(0, start - reach)
+        last = stop if attention == "causal" else T if reach is None else min(T, stop + reach)
+        distance = np.arange(start, stop)[:, None] - np.arange(first, last)[None, :]
+        same = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, first:last]
+        mask = same & visible(distance, attention, window)
+        outputs.append(_masked_attention(q_BTKGH[:, start:stop], k_BTKH[:, first:last], v_BTKH[:, first:last], mask))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def _cudnn(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    attention: str,
+    window: int | jax.Array | None,
+) -> jax.Array:
+    """cuDNN's fused kernel: one text per row, padded on the right (lengths instead of a mask), bf16 or fp16."""
+    if window is not None:
+        raise ValueError("implementation 'cudnn' has no sliding windows; use 'xla' or 'blocked'")
+    lengths_B = (segment_ids_BT != 0).sum(-1).astype(jnp.int32)
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        scale=1.0,
+        is_causal=attention == "causal",
+        query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B,
+        implementation="cudnn",
+    ).astype(jnp.float32)
+
+
+def _splash(interpret: bool) -> Callable[..., jax.Array]:
+    """TPU splash attention with segment ids; T must be a multiple of 128."""
+
+    def attend(
+        q_BTNH: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        segment_ids_BT: jax.Array,
+        attention: str,
+        window: int | jax.Array | None,
+    ) -> jax.Array:
+        from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+        T, N, K = q_BTNH.shape[1], q_BTNH.shape[2], k_BTKH.shape[2]
+        if T % 128:
+            raise ValueError(f"implementation 'splash' needs rows of a multiple of 128 tokens, not {T}")
+        if window is not None and not isinstance(window, int):
+            raise ValueError("implementation 'splash' needs the same window on all layers; use 'blocked'")
+        mask: splash.Mask
+        if window is not None:
+            reach = (window - 1, 0) if attention == "causal" else (window, window)
+            mask = splash.LocalMask((T, T), reach, 0)
+        else:
+            mask = splash.CausalMask((T, T)) if attention == "causal" else splash.FullMask((T, T))
+        block = splash.BlockSizes.get_default() if T >= 512 else splash.BlockSizes(block_q=128, block_kv=128)
+        kernel = splash.make_splash_mqa_single_device(
+            splash.MultiHeadMask([mask] * (N // K)), block_sizes=block, interpret=interpret
+        )
+        q_BKGTH = _group(q_BTNH, K).transpose(0, 2, 3, 1, 4)
+        segments = splash.SegmentIds(q=segment_ids_BT, kv=segment_ids_BT)
+        over_kv_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+        out_BKGTH = jax.vmap(over_kv_heads)(
+            q_BKGTH, k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3), segments
+        )
+        return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape).astype(jnp.float32)
+
+    return attend
+
+
+_IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "xla": _xla,
+    "blocked": _blocked,
+    "cudnn": _cudnn,
+    "splash": _splash(interpret=False),
+    "splash_interpret": _splash(interpret=True),
+}
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    *,
+    attention: str,
+    window: int | jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Self-attention of whole rows: q (B, T, N, H), k and v (B, T, K, H), ids int32 (B, T) -> float32 (B, T, N, H).
+
+    Queries come in scaled by H^-1/2. `window` may be a traced scalar where layers differ.
+
+    Raises:
+        ValueError: unknown attention or implementation, or one that cannot do what is asked.
+    """
+    if attention not in ("causal", "bidirectional"):
+        raise ValueError(f"attention is {attention!r}; use 'causal' or 'bidirectional'")
+    if implementation == "auto":
+        implementation = "xla" if q_BTNH.shape[1] <= 2 * BLOCK else "blocked"
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}; known are auto, {', '.join(_IMPLEMENTATIONS)}")
+    return _IMPLEMENTATIONS[implementation](q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, attention, window)
+
+
+def attend_cached(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    cached_k_BSKH: jax.Array,
+    cached_v_BSKH: jax.Array,
+    *,
+    start_B: jax.Array,
+    first_B: jax.Array,
+    window: int | jax.Array | None = None,
+) -> jax.Array:
+    """Causal attention of T new tokens to the cache and to each other -> float32 (B, T, N, H).
+
+    Row b's new tokens stand at slots start_B[b], start_B[b] + 1, ...; of its cache, slots first_B[b] .. start_B[b] - 1
+    hold earlier tokens. New keys and values need not be in the cache yet, so the layer loop never copies the cache.
+    """
+    T, S = q_BTNH.shape[1], cached_k_BSKH.shape[1]
+    new_BT = start_B[:, None] + jnp.arange(T)
+    slots_BS = jnp.broadcast_to(jnp.arange(S), (start_B.shape[0], S))
+    stored_BS = (slots_BS >= first_B[:, None]) & (slots_BS < start_B[:, None])
+    old = stored_BS[:, None, :] & visible(new_BT[:, :, None] - slots_BS[:, None, :], "causal", window)
+    new = (new_BT >= first_B[:, None])[:, None, :] & visible(new_BT[:, :, None] - new_BT[:, None, :], "causal", window)
+    q_BTKGH = _group(q_BTNH, k_BTKH.shape[2])
+    scores = jnp.concatenate([_scores(q_BTKGH, cached_k_BSKH), _scores(q_BTKGH, k_BTKH)], axis=-1)
+    scores = jnp.where(jnp.concatenate([old, new], axis=-1)[:, None, None], scores, _HIDDEN)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total_BTKG = weights.sum(-1).transpose(0, 3, 1, 2)
+    weights = weights.astype(v_BTKH.dtype)
+    mixed = jnp.einsum(
+        "bkgts,bskh->btkgh", weights[..., :S], cached_v_BSKH, preferred_element_type=jnp.float32
+    ) + jnp.einsum("bkgts,bskh->btkgh", weights[..., S:], v_BTKH, preferred_element_type=jnp.float32)
+    return (mixed / total_BTKG[..., None]).reshape(q_BTNH.shape)
