@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import numpy as np
+
+Array = np.ndarray | jax.Array  # on the host, or already on the devices
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class PackedLayout:
     @property
     def padding_share(self) -> float:
         """Share of the rows x row_length slots that hold no token."""
-        return 1.0 - float(self.length_N.sum()) / max(1, self.rows * self.row_length)
+        return 1.0 - float(self.length_N[self.row_N >= 0].sum()) / max(1, self.rows * self.row_length)
 
     def slots(self, segments: int) -> np.ndarray:
         """(N,) index of each text in the pooled array (rows, segments, D) flattened to two dimensions."""
@@ -37,10 +40,10 @@ class PackedLayout:
 class PackedRows(NamedTuple):
     """Arrays of one packed batch (a pytree); all int32 but the mask, which is bool."""
 
-    tokens_RT: np.ndarray
-    segment_ids_RT: np.ndarray  # 1..S, 0 = padding
-    positions_RT: np.ndarray  # restart at 0 in every segment
-    pool_mask_RT: np.ndarray  # True from each text's pool_start on
+    tokens_RT: Array
+    segment_ids_RT: Array  # 1..S, 0 = padding
+    positions_RT: Array  # restart at 0 in every segment
+    pool_mask_RT: Array  # True from each text's pool_start on
 
 
 def pack(
@@ -49,6 +52,7 @@ def pack(
     *,
     max_segments: int | None = None,
     rows: int | None = None,
+    filler_N: np.ndarray | None = None,
 ) -> PackedLayout:
     """Lays N texts out in as few rows as best-fit-decreasing finds.
 
@@ -59,6 +63,8 @@ def pack(
       row_length: T.
       max_segments: at most so many texts a row.
       rows: the layout gets exactly so many rows (the last may be empty); as many as needed when None.
+      filler_N: bool, True for texts that may only fill gaps that the others leave; one that finds no gap gets
+        row -1.
 
     Raises:
       ValueError: a text longer than a row, an empty text, or more rows needed than `rows`.
@@ -74,11 +80,15 @@ def pack(
     rows_with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # index: free slots
     used: list[int] = []
     filled: list[int] = []
-    for text in np.argsort(-length_N, kind="stable"):
+    order = np.lexsort((-length_N,) if filler_N is None else (-length_N, filler_N))
+    for text in order:
         length = int(length_N[text])
         room = next((free for free in range(length, row_length) if rows_with_room[free]), row_length)
         if room < row_length:
             row = rows_with_room[room].pop()
+        elif filler_N is not None and filler_N[text]:
+            row_N[text] = -1
+            continue
         else:
             row = len(used)
             used.append(0)

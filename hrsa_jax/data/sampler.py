@@ -114,12 +114,13 @@ class PairSampler:
     def _extend_schedule(self) -> None:
         """Adds one window: each batch goes to the data set furthest behind its share, then the window is shuffled."""
         start, window = len(self._schedule), []
+        left_in_epoch = self.steps_per_epoch - start % self.steps_per_epoch
         counts = self._counts.copy()
-        for step in range(start, start + _WINDOW):
+        for step in range(start, start + min(_WINDOW, left_in_epoch)):
             behind = int(np.argmax(self.shares * (step + 1) - counts))
             counts[behind] += 1
             window.append(behind)
-        shuffled = np.random.default_rng([self.seed, 0, start // _WINDOW]).permutation(window)
+        shuffled = np.random.default_rng([self.seed, 0, start]).permutation(window)
         for dataset in shuffled:
             self._schedule.append(int(dataset))
             self._visits.append(int(self._counts[dataset]))

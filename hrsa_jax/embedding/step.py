@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hrsa_jax.data.packing import PackedLayout, PackedRows, fill_rows, pack
+from hrsa_jax.data.packing import Array, PackedLayout, PackedRows, fill_rows, pack
 from hrsa_jax.data.prompts import QUERY_TEMPLATE, query_prompt
 from hrsa_jax.data.sampler import Group, PairSampler, data_order_hash, purity
 from hrsa_jax.data.sources import Pair
@@ -59,10 +59,10 @@ class ContrastiveBatch(NamedTuple):
     """One step's arrays. Slots index the pooled vectors of all rows, flattened to (R * max_segments, D)."""
 
     rows: PackedRows
-    query_slot_Q: np.ndarray
-    passage_slot_P: np.ndarray  # group by group: the positive, then its hard negatives
-    positive_Q: np.ndarray
-    mask_QP: np.ndarray  # False: not a negative for this query
+    query_slot_Q: Array
+    passage_slot_P: Array  # group by group: the positive, then its hard negatives
+    positive_Q: Array
+    mask_QP: Array  # False: not a negative for this query
 
 
 class _TextStore:
