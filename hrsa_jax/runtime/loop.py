@@ -1,7 +1,7 @@
 """The one training loop: conversion, SFT and GRPO differ in their loss and their batches only.
 
-    state = init_state(trainable, frozen, make_optimizer(config))
-    step = make_step(loss_fn, make_optimizer(config))
+    state = init_state(trainable, frozen, optimizer)
+    step = make_step(loss_fn, optimizer)
     state = train(state, step, batch_at, steps=..., directory=..., ...)
 
 `batch_at(step)` is a pure function, so a resumed run sees the batches it would have seen. Nothing in the loop waits
@@ -55,9 +55,8 @@ class TrainState:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a warm-up and a schedule; `steps` is the length of the run."""
+    """AdamW with a warm-up and a schedule; the run's length is given where it is used."""
 
-    steps: int
     learning_rate: float
     warmup_steps: int = 0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -67,18 +66,18 @@ class OptimConfig:
     b2: float = 0.999
     eps: float = 1e-8
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.warmup_steps < self.steps:
+    def learning_rate_at(self, steps: int) -> optax.Schedule:
+        """step -> learning rate over a run of `steps`: the peak when the warm-up ends, 0 at the end of the run.
+
+        Raises:
+            InputError: no steps, or a warm-up that is not shorter than the run.
+        """
+        if steps < 1 or not 0 <= self.warmup_steps < steps:
             raise InputError(
-                f"optimiser: steps={self.steps} with warmup_steps={self.warmup_steps}: "
+                f"optimiser: {steps} steps with warmup_steps={self.warmup_steps}: "
                 "give at least one step and a warm-up shorter than the run"
             )
-        if self.schedule not in ("cosine", "linear", "constant"):
-            raise InputError(f"optimiser: schedule={self.schedule!r} is not one of cosine, linear, constant")
-
-    def learning_rate_at(self) -> optax.Schedule:
-        """step -> learning rate; the peak is reached when the warm-up ends, and 0 when the run does."""
-        rest = self.steps - self.warmup_steps
+        rest = steps - self.warmup_steps
         after = {
             "cosine": lambda: optax.cosine_decay_schedule(self.learning_rate, rest),
             "linear": lambda: optax.linear_schedule(self.learning_rate, 0.0, rest),
@@ -90,12 +89,12 @@ class OptimConfig:
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; weight decay on matrices only, as is usual for norms and biases."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            config.learning_rate_at(),
+            config.learning_rate_at(steps),
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
