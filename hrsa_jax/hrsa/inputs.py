@@ -101,10 +101,12 @@ def centre(x: Array) -> Array:
 def unit_rms(x: Array) -> Array:
     """Centred rows scaled so that the mean squared entry of each (n, d) matrix is 1; all zeros stay zeros.
 
-    Similarities of unit-RMS data stay far from fp32's range however massive the activations are.
+    Similarities of unit-RMS data stay far from fp32's range however massive the activations are. Constant
+    columns become exact zeros, so that their rounding is never scaled up into a signal.
     """
-    x = x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True))
-    x = centre(x)
+    still = constant(x)
+    x = centre(x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True)))
+    x = jnp.where(still[..., None, :], 0.0, x)
     x = x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True))
     mean_square = (x * x).mean(-1, keepdims=True).mean(-2, keepdims=True)
     return x * jnp.where(mean_square > 0, jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1.0)), 0.0)

@@ -151,7 +151,7 @@ def _fit_on_device(x: Array, y: Array) -> ProcrustesFit:
     product = einsum("np,nq->pq", x * scale_x - mean_x, y * scale_y - mean_y)
     values = jnp.linalg.svd(product, compute_uv=False)
     # the product itself is rounded here, not only the data
-    rank = (values > 32 * jnp.finfo(x.dtype).eps * values[0]).sum()
+    rank = (values > 4 * jnp.finfo(x.dtype).eps * values[0]).sum()
     return ProcrustesFit(
         map=polar_factor(product),
         mean_x=mean_x / scale_x,

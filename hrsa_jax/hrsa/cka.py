@@ -1,0 +1,162 @@
+"""Linear and RBF centred kernel alignment of one pair, participation ratio, the permutation mean of CKA.
+
+Formulas: HRSA.md, "Geometry level". Every side is centred and scaled to unit RMS first and the two self terms take
+separate square roots, because the HSIC of a massive-activation layer reaches 1e19 and its products overflow fp32.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from hrsa_jax.hrsa.cka_texts import ratio, text_cka
+from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_float, to_labels, to_pair, unit_rms
+
+
+def hsic(cross: Array, g: Array, p_sum: Array, q_sum: Array, n: int | Array) -> Array:
+    """Debiased HSIC_1 (Song et al. 2012) of centred rows from |Xc'Yc|^2, g = sum p q, P = sum p, Q = sum q.
+
+    p_a = |x_a|^2, q_a = |y_a|^2. The caller makes sure that n >= 4.
+    """
+    return (cross - g * n / (n - 2) + p_sum / (n - 1) * (q_sum / (n - 2))) / n / (n - 3)
+
+
+def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True, groups: ArrayLike | None = None) -> Array:
+    """Linear CKA of x (n, p) and y (n, q) over the same samples: 0-d, never clipped (debiased CKA can be < 0).
+
+    debiased: HSIC_1 in all three terms, else the biased CKA of Kornblith et al. 2019.
+    groups (n,): the text of each row. The debiased sums then run over rows of different texts only (see
+    `cka_texts.text_cka`); at least four texts. The biased CKA has no such sums and does not use them.
+    NaN for zero variance, fewer than 4 rows or texts when debiased, fewer than 2 rows when not. ValueError
+    naming the argument for bad input.
+    """
+    a, b = to_pair(x, y)
+    if groups is None or not debiased:
+        if groups is not None:
+            to_labels(groups, len(a))
+        return _linear_cka(a, b, debiased)
+    labels, texts = to_labels(groups, len(a))
+    return text_cka(a, b, labels, texts)[0]
+
+
+@partial(jax.jit, static_argnames="debiased")
+def _linear_cka(x: Array, y: Array, debiased: bool) -> Array:
+    n = len(x)
+    if n < (4 if debiased else 2):
+        return jnp.full((), jnp.nan, x.dtype)
+    x, y = unit_rms(x), unit_rms(y)
+    p, q = (x * x).sum(1), (y * y).sum(1)
+    by_gram = n < max(x.shape[1], y.shape[1])
+    k, m = (matmul(x, x.T), matmul(y, y.T)) if by_gram else (x, y)
+
+    def term(a: Array, b: Array, p: Array, q: Array) -> Array:
+        squares = (a * b) if by_gram else matmul(a.T, b) ** 2
+        cross = squares.sum(1).sum()
+        return hsic(cross, einsum("n,n->", p, q), p.sum(), q.sum(), n) if debiased else cross
+
+    return ratio(term(k, m, p, q), term(k, k, p, p), term(m, m, q, q))
+
+
+# ---- RBF CKA -----------------------------------------------------------------------------------------------------
+
+
+def rbf_cka(x: ArrayLike, y: ArrayLike, *, bandwidth: float = 0.5, debiased: bool = False) -> Array:
+    """CKA of Gaussian kernels K = exp(-|x_a - x_b|^2 / (2 sigma^2)); 0-d.
+
+    Args: x (n, p), y (n, q); sigma^2 = bandwidth^2 x median of all n^2 squared distances (the zeros of the
+    diagonal included), per side, as Kornblith et al. 2019. NaN when that median is 0 or rows are too few.
+    """
+    if not bandwidth > 0:
+        raise ValueError(f"bandwidth is {bandwidth}; it must be positive")
+    a, b = to_pair(x, y)
+    return _rbf_cka(a, b, float(bandwidth), debiased)
+
+
+@partial(jax.jit, static_argnames=("bandwidth", "debiased"))
+def _rbf_cka(x: Array, y: Array, bandwidth: float, debiased: bool) -> Array:
+    n = len(x)
+    if n < (4 if debiased else 2):
+        return jnp.full((), jnp.nan, x.dtype)
+    k, m = _rbf_kernel(x, bandwidth), _rbf_kernel(y, bandwidth)
+    if not debiased:
+        k, m = _double_centre(k), _double_centre(m)
+
+        def term(k: Array, m: Array) -> Array:
+            return (k * m).sum(1).sum()
+
+    else:
+        k, m = k - jnp.diag(jnp.diag(k)), m - jnp.diag(jnp.diag(m))
+
+        def term(k: Array, m: Array) -> Array:
+            # centring the zero-diagonal kernel by its row sums first keeps the three parts from cancelling
+            rows_k, rows_m = k.sum(1), m.sum(1)
+            total_k, total_m = rows_k.sum(), rows_m.sum()
+            return (
+                (k * m).sum(1).sum() + total_k / (n - 1) * (total_m / (n - 2)) - 2 / (n - 2) * (rows_k * rows_m).sum()
+            )
+
+    return ratio(term(k, m), term(k, k), term(m, m))
+
+
+def _rbf_kernel(x: Array, bandwidth: float) -> Array:
+    x = unit_rms(x)
+    p = (x * x).sum(1)
+    squared = jnp.maximum(p[:, None] + p[None, :] - 2 * matmul(x, x.T), 0.0)
+    squared = jnp.where(jnp.eye(len(x), dtype=bool), 0.0, squared)
+    middle = median(squared.ravel())
+    return jnp.exp(squared / jnp.where(middle > 0, -2 * bandwidth**2 * middle, jnp.nan))
+
+
+def _double_centre(k: Array) -> Array:
+    k = k - k.mean(0, keepdims=True)
+    return k - k.mean(1, keepdims=True)
+
+
+def median(values: Array) -> Array:
+    """Exact median of non-negative floats (m,) by bisecting their bit patterns: passes over the data, no sort."""
+    bits_dtype = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(values, bits_dtype)  # order-preserving for non-negative floats
+
+    def smallest_with(count: int) -> Array:
+        def halve(_: int, low_high: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = low_high
+            middle = low + (high - low) // 2
+            enough = (bits <= middle).sum() >= count
+            return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+        start = jnp.zeros((), bits_dtype), bits.max()
+        found = jax.lax.fori_loop(0, jnp.iinfo(bits_dtype).bits, halve, start)[1]
+        return jax.lax.bitcast_convert_type(found, values.dtype)
+
+    m = values.size
+    return (smallest_with((m + 1) // 2) + smallest_with(m // 2 + 1)) / 2
+
+
+# ---- dimension of a cloud, and what chance gives -----------------------------------------------------------------
+
+
+def participation_ratio(x: ArrayLike) -> Array:
+    """(sum of covariance eigenvalues)^2 / sum of their squares, for x (n, d): 0-d, between 1 and d; NaN if constant."""
+    return _participation_ratio(to_float("x", x))
+
+
+@jax.jit
+def _participation_ratio(x: Array) -> Array:
+    x = unit_rms(x)
+    x = x * jax.lax.rsqrt(jnp.asarray(x.size, x.dtype))  # trace of the Gram matrix = 1
+    product = matmul(x.T, x) if len(x) >= x.shape[1] else matmul(x, x.T)
+    squares = (product**2).sum(1).sum()
+    trace = jnp.trace(product)
+    return jnp.where(squares > 0, trace**2 / jnp.where(squares > 0, squares, 1.0), jnp.nan)
+
+
+def cka_permutation_mean(x: ArrayLike, y: ArrayLike) -> Array:
+    """Mean biased CKA over all permutations of y's rows, sqrt(PR_x PR_y) / (n - 1): exact, 0-d.
+
+    The row-permutation mean of the BIASED CKA only; the debiased one has mean 0. NaN if a side is constant.
+    """
+    a, b = to_pair(x, y, minimum=2)
+    return jnp.sqrt(_participation_ratio(a) * _participation_ratio(b)) / (len(a) - 1)

@@ -1,0 +1,28 @@
+"""Geometry level: one import path for the measures of shape (CKA) and of neighbourhoods (k-NN)."""
+
+from hrsa_jax.hrsa.cka import cka_permutation_mean, linear_cka, participation_ratio, rbf_cka
+from hrsa_jax.hrsa.cka_texts import cka_jackknife
+from hrsa_jax.hrsa.neighbors import (
+    k_occurrence_skew,
+    knn_chance,
+    knn_overlap,
+    mutual_knn,
+    nearest_neighbors,
+    neighbor_overlap,
+    tie_fraction,
+)
+
+__all__ = [
+    "cka_jackknife",
+    "cka_permutation_mean",
+    "k_occurrence_skew",
+    "knn_chance",
+    "knn_overlap",
+    "linear_cka",
+    "mutual_knn",
+    "nearest_neighbors",
+    "neighbor_overlap",
+    "participation_ratio",
+    "rbf_cka",
+    "tie_fraction",
+]
