@@ -14,14 +14,34 @@ from hrsa_jax.runtime.errors import InputError
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: fields of all families that this module uses
-_USED = frozenset(
-    ["model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "partial_rotary_factor", "tie_word_embeddings", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "is_causal", "quantization_config", "auto_map", "is_decoder", "is_encoder_decoder", "add_cross_attention", "num_experts", "num_local_experts"]
+_USED = _words(
+    "model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim hidden_act rms_norm_eps rope_theta rope_scaling rope_parameters "
+    "original_max_position_embeddings partial_rotary_factor tie_word_embeddings max_position_embeddings "
+    "bos_token_id eos_token_id pad_token_id is_causal quantization_config auto_map is_decoder is_encoder_decoder "
+    "add_cross_attention num_experts num_local_experts"
 )
 
 #: fields that change training, generation defaults or bookkeeping, and not the forward pass
-_NO_EFFECT = frozenset(
-    ["_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "initializer_range", "use_cache", "attention_dropout", "hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "pretraining_tp", "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss", "pruned_heads", "chunk_size_feed_forward", "cross_attention_hidden_size", "id2label", "label2id", "num_labels", "tie_encoder_decoder", "finetuning_task", "problem_type", "task_specific_params", "tokenizer_class", "prefix", "sep_token_id", "unk_token_id", "decoder_start_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty", "unsloth_version", "unsloth_fixed", "is_llama_config", "max_sequence_length", "rope_interleaved", "transformers.js_config", "model_name", "base_model_name_or_path"]
+_NO_EFFECT = _words(
+    "_name_or_path _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash "
+    "transformers_version torch_dtype dtype initializer_range use_cache attention_dropout hidden_dropout "
+    "hidden_dropout_prob resid_pdrop pretraining_tp return_dict output_hidden_states output_attentions "
+    "torchscript use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward cross_attention_hidden_size "
+    "id2label label2id num_labels tie_encoder_decoder finetuning_task problem_type task_specific_params "
+    "tokenizer_class prefix sep_token_id unk_token_id decoder_start_token_id max_length min_length do_sample "
+    "early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p "
+    "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values suppress_tokens begin_suppress_tokens exponential_decay_length_penalty unsloth_version "
+    "unsloth_fixed is_llama_config max_sequence_length rope_interleaved transformers.js_config model_name "
+    "base_model_name_or_path"
 )
 
 _ROPE_FIELDS = {
