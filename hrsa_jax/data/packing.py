@@ -5,12 +5,11 @@ R rows, T tokens a row, S segments a row, N texts. Segment 0 is padding; positio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-Array = np.ndarray | jax.Array  # on the host, or already on the devices
+Array = Any  # np.ndarray on the host, jax.Array once on the devices
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,16 @@ Q queries, P passages, D width.
 import jax
 import jax.numpy as jnp
 
-from hrsa_jax.data.packing import Array
 from hrsa_jax.embedding.pooling import l2_normalize
 
 
 def info_nce(
-    queries_QD: Array,
-    passages_PD: Array,
-    positive_Q: Array,
+    queries_QD: jax.Array,
+    passages_PD: jax.Array,
+    positive_Q: jax.Array,
     *,
     temperature: float = 0.02,
-    mask_QP: Array | None = None,
+    mask_QP: jax.Array | None = None,
 ) -> jax.Array:
     """Query -> passage InfoNCE: mean cross-entropy of the positive among all passages, on cosine / temperature.
 
@@ -39,7 +38,7 @@ def info_nce(
 
 
 def contrastive_metrics(
-    queries_QD: Array, passages_PD: Array, positive_Q: Array, *, mask_QP: Array | None = None
+    queries_QD: jax.Array, passages_PD: jax.Array, positive_Q: jax.Array, *, mask_QP: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Numbers to log, float32 scalars, all on normalised rows.
 
@@ -62,7 +61,7 @@ def contrastive_metrics(
     }
 
 
-def _cosine(queries_QD: Array, passages_PD: Array) -> jax.Array:
+def _cosine(queries_QD: jax.Array, passages_PD: jax.Array) -> jax.Array:
     # Under jit with rows split over the mesh this product is already over the global batch (own and others' passages).
     return jnp.matmul(
         l2_normalize(queries_QD),
@@ -72,7 +71,9 @@ def _cosine(queries_QD: Array, passages_PD: Array) -> jax.Array:
     )
 
 
-def _cross_entropy(cosine_QP: jax.Array, positive_Q: Array, temperature: float, mask_QP: Array | None) -> jax.Array:
+def _cross_entropy(
+    cosine_QP: jax.Array, positive_Q: jax.Array, temperature: float, mask_QP: jax.Array | None
+) -> jax.Array:
     logits_QP = cosine_QP / temperature
     positive_logit_Q = jnp.take_along_axis(logits_QP, positive_Q[:, None], axis=1)[:, 0]
     if mask_QP is not None:

@@ -8,13 +8,13 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from hrsa_jax.data.packing import Array
-
 Pooling = Literal["mean", "last", "cls", "weighted_mean"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
-def pool(h_BTD: Array, mask_BT: Array, how: Pooling = "mean", *, pool_mask_BT: Array | None = None) -> jax.Array:
+def pool(
+    h_BTD: jax.Array, mask_BT: jax.Array, how: Pooling = "mean", *, pool_mask_BT: jax.Array | None = None
+) -> jax.Array:
     """Pools each text of a padded batch; left and right padding give the same vectors.
 
     Args:
@@ -32,7 +32,7 @@ def pool(h_BTD: Array, mask_BT: Array, how: Pooling = "mean", *, pool_mask_BT: A
 
 
 def pool_segments(
-    h_RTD: Array, segment_ids_RT: Array, pool_mask_RT: Array, num_segments: int, how: Pooling = "mean"
+    h_RTD: jax.Array, segment_ids_RT: jax.Array, pool_mask_RT: jax.Array, num_segments: int, how: Pooling = "mean"
 ) -> jax.Array:
     """Pools every text of packed rows.
 
@@ -74,7 +74,7 @@ def pool_segments(
     )
 
 
-def l2_normalize(x_ND: Array) -> jax.Array:
+def l2_normalize(x_ND: jax.Array) -> jax.Array:
     """Rows scaled to length 1 in float32; a zero row stays zero (and its gradient finite)."""
     x_ND = jnp.asarray(x_ND, jnp.float32)
     squared_N1 = jnp.sum(x_ND * x_ND, axis=-1, keepdims=True)

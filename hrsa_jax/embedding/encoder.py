@@ -1,0 +1,245 @@
+"""Texts to vectors: the encoder used by training-time evaluation, benchmarks and HRSA.
+
+Distinct texts are tokenised once, sorted into row lengths of 128, 256, 512, ..., packed (short texts fill the gaps
+of long rows), and run in batches of two sizes, so that few programs are compiled. Weights are arguments of the
+compiled function: a second model of the same architecture reuses it.
+
+R rows, T tokens a row, S segments a row, L layers, D width, n texts.
+"""
+
+import functools
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hrsa_jax.data.packing import PackedLayout, PackedRows, fill_rows, pack
+from hrsa_jax.data.tokenize import TokenizedTexts, tokenize_texts
+from hrsa_jax.embedding.pooling import POOLINGS, Pooling, pool_segments
+from hrsa_jax.models.backbone import Backbone, load
+from hrsa_jax.models.decoder import Decoder
+from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import shard_batch
+
+SHORTEST_ROW = 128
+MAX_SEGMENTS = 32  # texts a row
+DEFAULT_MAX_LENGTH = 512
+_TEXTS_AT_ONCE = 20_000  # tokenised and packed together
+
+
+class _Batch(NamedTuple):
+    rows: PackedRows
+    texts: np.ndarray  # numbers of the texts in these rows
+    slots: np.ndarray  # where each stands in the pooled (R * S, D) array
+
+
+class Encoder:
+    """Turns texts into vectors with any backbone or embedding model.
+
+    What the arguments leave open comes from the model's sentence-transformers files, so that an exported model is
+    read back as it was written; a plain backbone gets mean pooling, normalised vectors and its own attention mode.
+
+    Args:
+      source: a model source (folder, hub id, .gguf, package:NAME) or a loaded Backbone.
+      attention: "causal" or "bidirectional".
+      pooling: "mean", "last", "cls" or "weighted_mean".
+      normalize: L2-normalise the vectors of `encode` (`hidden` never does).
+      max_length: tokens kept of a text, prompt and special tokens included.
+      dtype: of the computation; "float32" or "bfloat16" (sums stay float32).
+      batch_tokens: token slots of a full batch.
+      allow_empty: a text without any token gives a zero vector (as in sentence-transformers) instead of an error.
+    """
+
+    def __init__(
+        self,
+        source: str | Backbone,
+        *,
+        attention: Literal["causal", "bidirectional"] | None = None,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        batch_tokens: int = 4096,
+        allow_empty: bool = False,
+    ):
+        self.backbone = load(source) if isinstance(source, str) else source
+        stored = self.backbone.embedding
+        longest = self.backbone.config.max_position_embeddings
+        self.attention: str = attention or self.backbone.attention
+        self.pooling: Any = pooling or (stored.pooling if stored else "mean")
+        self.normalize = normalize if normalize is not None else (stored.normalize if stored else True)
+        self.max_length = max_length or (stored and stored.max_length) or min(DEFAULT_MAX_LENGTH, longest)
+        self.prompts: dict[str, str] = dict(stored.prompts) if stored else {}
+        self.dtype, self.batch_tokens, self.allow_empty = dtype, batch_tokens, allow_empty
+        if self.pooling not in POOLINGS or self.attention not in ("causal", "bidirectional"):
+            raise InputError(
+                f"Pooling {self.pooling!r} with attention {self.attention!r} is not known; pooling is one of "
+                f"{', '.join(POOLINGS)} and attention is causal or bidirectional."
+            )
+        if self.max_length > longest:
+            raise InputError(
+                f"max_length {self.max_length} exceeds the {longest} positions of {self.backbone.source}; lower it."
+            )
+        self._decoder = _cast_kernels(self.backbone.decoder, dtype) if dtype != "float32" else self.backbone.decoder
+        sharding = self.backbone.decoder.embed[...].sharding
+        mesh = getattr(sharding, "mesh", None)
+        self._mesh = mesh if isinstance(mesh, jax.sharding.Mesh) else None
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of the vectors."""
+        return int(self.backbone.config.hidden_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the checkpoint and with every setting that changes the vectors."""
+        parts = [self.backbone.fingerprint, self.attention, self.pooling, self.normalize, self.max_length, self.dtype]
+        text = json.dumps([*parts, sorted(self.prompts.items())])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """Vectors of n texts, float32 (n, D), in their order; (0, D) for no texts.
+
+        Args:
+          texts: equal texts are computed once.
+          prompt: put in front of every text and left out of the pool (`query_prompt` makes one).
+
+        Raises:
+          InputError: a text that is no string or has no tokens (see `allow_empty`), or a vector that is not finite;
+            the first such text is named.
+        """
+        vectors_ND = self._run(texts, prompt, hidden=False)[0]
+        if self.normalize:
+            vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+        return vectors_ND
+
+    def hidden(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """Pooled hidden states of every layer, float32 (L+1, n, D), not normalised; errors as in `encode`."""
+        return self._run(texts, prompt, hidden=True)
+
+    def _run(self, texts: Sequence[str], prompt: str | None, *, hidden: bool) -> np.ndarray:
+        if isinstance(texts, str):
+            raise InputError("encode was given one text where a list of texts was expected; write [text].")
+        distinct = list(dict.fromkeys(texts))
+        states = self.backbone.config.num_layers + 1 if hidden else 1
+        out_LND = np.zeros((states, len(distinct), self.dimension), np.float32)
+        for start in range(0, len(distinct), _TEXTS_AT_ONCE):
+            block = distinct[start : start + _TEXTS_AT_ONCE]
+            tokens = tokenize_texts(self.backbone.tokenizer, block, prompt=prompt or "", max_length=self.max_length)
+            self._refuse_empty(tokens, block, texts)
+            self._fill(out_LND[:, start : start + len(block)], tokens, hidden)
+        bad_N = ~np.isfinite(out_LND).all(axis=(0, 2))
+        if bad_N.any():
+            number = texts.index(distinct[int(bad_N.argmax())])
+            raise InputError(
+                f"{self.backbone.source} gives NaN or infinite values for text {number} "
+                f"({texts[number][:60]!r}); check the model's weights, or use dtype float32."
+            )
+        if len(distinct) == len(texts):
+            return out_LND
+        place = {text: index for index, text in enumerate(distinct)}
+        return out_LND[:, [place[text] for text in texts]]
+
+    def _refuse_empty(self, tokens: TokenizedTexts, block: Sequence[str], texts: Sequence[str]) -> None:
+        if tokens.empty.any() and not self.allow_empty:
+            text = block[int(tokens.empty.argmax())]
+            raise InputError(
+                f"Text {list(texts).index(text)} ({text[:60]!r}) has no tokens; drop it or pass allow_empty=True."
+            )
+
+    def _fill(self, out_LND: np.ndarray, tokens: TokenizedTexts, hidden: bool) -> None:
+        """Runs all batches; up to two are in flight, so that the host prepares one while another is computed."""
+        pending: deque[tuple[_Batch, jax.Array]] = deque()
+        for batch in self._batches(tokens):
+            rows = shard_batch(self._mesh, batch.rows) if self._mesh is not None else batch.rows
+            pooled = _pooled_rows(
+                self._decoder,
+                rows,
+                attention=self.attention,
+                how=self.pooling,
+                dtype=self.dtype,
+                hidden=hidden,
+            )
+            pending.append((batch, pooled))
+            if len(pending) > 2:
+                _collect(out_LND, *pending.popleft())
+        while pending:
+            _collect(out_LND, *pending.popleft())
+
+    def _batches(self, tokens: TokenizedTexts) -> Iterator[_Batch]:
+        devices = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        for layout, texts in _layouts(tokens.lengths, np.flatnonzero(~tokens.empty)):
+            full = -(-max(1, self.batch_tokens // layout.row_length) // devices) * devices
+            small = -(-max(1, full // 8) // devices) * devices
+            sizes = [full] * (layout.rows // full)
+            sizes += [small] * -(-(layout.rows - sum(sizes)) // small)
+            layout = replace(layout, rows=sum(sizes))
+            rows = fill_rows(layout, [tokens.ids[text] for text in texts], tokens.pool_start[texts])
+            slots, first = layout.slots(MAX_SEGMENTS), 0
+            for size in sizes:
+                here = (layout.row_N >= first) & (layout.row_N < first + size)
+                part = PackedRows(*(array[first : first + size] for array in rows))
+                yield _Batch(part, texts[here], slots[here] - first * MAX_SEGMENTS)
+                first += size
+
+
+def _layouts(length_N: np.ndarray, texts: np.ndarray) -> Iterator[tuple[PackedLayout, np.ndarray]]:
+    """Longest rows first: (layout, numbers of the texts in it); short texts fill what long ones leave free."""
+    while texts.size:
+        row_length = SHORTEST_ROW
+        while row_length < length_N[texts].max():
+            row_length *= 2
+        filler_N = length_N[texts] <= (row_length // 2 if row_length > SHORTEST_ROW else 0)
+        layout = pack(length_N[texts], row_length, max_segments=MAX_SEGMENTS, filler_N=filler_N)
+        placed = layout.row_N >= 0
+        yield (
+            replace(
+                layout,
+                row_N=layout.row_N[placed],
+                segment_N=layout.segment_N[placed],
+                start_N=layout.start_N[placed],
+                length_N=layout.length_N[placed],
+            ),
+            texts[placed],
+        )
+        texts = texts[~placed]
+
+
+def _collect(out_LND: np.ndarray, batch: _Batch, pooled: jax.Array) -> None:
+    host = np.asarray(pooled)
+    out_LND[:, batch.texts] = host.reshape(host.shape[0], -1, host.shape[-1])[:, batch.slots]
+
+
+@functools.partial(jax.jit, static_argnames=("attention", "how", "dtype", "hidden"))
+def _pooled_rows(
+    decoder: Decoder, rows: PackedRows, *, attention: str, how: Pooling, dtype: str, hidden: bool
+) -> jax.Array:
+    """Pooled states of every text slot: float32 (L+1, R, S, D) when `hidden`, else (1, R, S, D)."""
+
+    def pooled(h_RTD: jax.Array) -> jax.Array:
+        return pool_segments(h_RTD, rows.segment_ids_RT, rows.pool_mask_RT, MAX_SEGMENTS, how)
+
+    output = decoder(
+        rows.tokens_RT,
+        rows.segment_ids_RT,
+        rows.positions_RT,
+        attention=attention,
+        collect=pooled if hidden else None,
+        dtype=jnp.dtype(dtype),
+    )
+    return output.collected if hidden else pooled(output.last_BTD)[None]
+
+
+def _cast_kernels(decoder: Decoder, dtype: str) -> Decoder:
+    """The same decoder with the matrices of its linear layers in `dtype`: cast once here, not in every batch."""
+
+    def cast(path: Any, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if "kernel" in jax.tree_util.keystr(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, decoder)
