@@ -76,6 +76,8 @@ class Encoder:
         self.normalize = normalize if normalize is not None else (stored.normalize if stored else True)
         self.max_length = max_length or (stored and stored.max_length) or min(DEFAULT_MAX_LENGTH, longest)
         self.prompts: dict[str, str] = dict(stored.prompts) if stored else {}
+        self._default_prompt = self.prompts.get(stored.default_prompt or "", "") if stored else ""
+        self._pools_prompt = stored is not None and stored.include_prompt
         self.dtype, self.batch_tokens, self.allow_empty = dtype, batch_tokens, allow_empty
         if self.pooling not in POOLINGS or self.attention not in ("causal", "bidirectional"):
             raise InputError(
@@ -100,30 +102,33 @@ class Encoder:
     def fingerprint(self) -> str:
         """16 hex digits that change with the checkpoint and with every setting that changes the vectors."""
         parts = [self.backbone.fingerprint, self.attention, self.pooling, self.normalize, self.max_length, self.dtype]
-        text = json.dumps([*parts, sorted(self.prompts.items())])
+        prompts = [self._pools_prompt, self._default_prompt, sorted(self.prompts.items())]
+        text = json.dumps([*parts, *prompts])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def encode(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+    def encode(self, texts: Sequence[str], prompt: str | None = None, *, pool_from: int | None = None) -> np.ndarray:
         """Vectors of n texts, float32 (n, D), in their order; (0, D) for no texts.
 
         Args:
           texts: equal texts are computed once.
-          prompt: put in front of every text and left out of the pool (`query_prompt` makes one).
+          prompt: put in front of every text and left out of the pool (`query_prompt` makes one). None is the
+            model's stored default prompt, which is nearly always none at all.
+          pool_from: number of leading tokens to leave out of the pool, instead of the prompt's own span.
 
         Raises:
           InputError: a text that is no string or has no tokens (see `allow_empty`), or a vector that is not finite;
             the first such text is named.
         """
-        vectors_ND = self._run(texts, prompt, hidden=False)[0]
+        vectors_ND = self._run(texts, prompt, pool_from, hidden=False)[0]
         if self.normalize:
             vectors_ND /= np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
         return vectors_ND
 
     def hidden(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """Pooled hidden states of every layer, float32 (L+1, n, D), not normalised; errors as in `encode`."""
-        return self._run(texts, prompt, hidden=True)
+        return self._run(texts, prompt, None, hidden=True)
 
-    def _run(self, texts: Sequence[str], prompt: str | None, *, hidden: bool) -> np.ndarray:
+    def _run(self, texts: Sequence[str], prompt: str | None, pool_from: int | None, *, hidden: bool) -> np.ndarray:
         if isinstance(texts, str):
             raise InputError("encode was given one text where a list of texts was expected; write [text].")
         distinct = list(dict.fromkeys(texts))
@@ -131,8 +136,10 @@ class Encoder:
         out_LND = np.zeros((states, len(distinct), self.dimension), np.float32)
         for start in range(0, len(distinct), _TEXTS_AT_ONCE):
             block = distinct[start : start + _TEXTS_AT_ONCE]
-            tokens = tokenize_texts(self.backbone.tokenizer, block, prompt=prompt or "", max_length=self.max_length)
+            tokens = self._tokenize(block, prompt)
             self._refuse_empty(tokens, block, texts)
+            if pool_from is not None:
+                tokens = replace(tokens, pool_start=np.minimum(pool_from, tokens.lengths))
             self._fill(out_LND[:, start : start + len(block)], tokens, hidden)
         bad_N = ~np.isfinite(out_LND).all(axis=(0, 2))
         if bad_N.any():
@@ -145,6 +152,13 @@ class Encoder:
             return out_LND
         place = {text: index for index, text in enumerate(distinct)}
         return out_LND[:, [place[text] for text in texts]]
+
+    def _tokenize(self, texts: Sequence[str], prompt: str | None) -> TokenizedTexts:
+        head = self._default_prompt if prompt is None else prompt
+        tokens = tokenize_texts(self.backbone.tokenizer, texts, prompt=head, max_length=self.max_length)
+        if self._pools_prompt:  # some stored models want it so
+            tokens = replace(tokens, pool_start=np.zeros(len(texts), np.int32))
+        return tokens
 
     def _refuse_empty(self, tokens: TokenizedTexts, block: Sequence[str], texts: Sequence[str]) -> None:
         if tokens.empty.any() and not self.allow_empty:
