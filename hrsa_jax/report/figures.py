@@ -1,0 +1,163 @@
+"""Benchmark, reasoning-variant and training figures. Each returns inline SVG, or None when there is nothing to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from hrsa_jax.report import reading
+from hrsa_jax.report.svg import COLOURS, panel, shorten, to_svg
+from hrsa_jax.report.verdict import effect
+
+INK, MUTED = COLOURS["ink"], COLOURS["muted"]
+
+
+def answer_strip(results: Mapping[str, Any]) -> str | None:
+    """The one interval that matters, against 0 and the margin."""
+    estimate, low, high, margin = effect(results)
+    if any(math.isnan(value) for value in (estimate, low, high)):
+        return None
+    with panel(4.8, 1.25) as (figure, axes):
+        reach = 1.15 * max(abs(low), abs(high), 0.0 if math.isnan(margin) else 1.6 * margin, 0.5)
+        _margin_band(axes, margin)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.plot([low, high], [0, 0], color=COLOURS["reasoning-Emb"], linewidth=5, alpha=0.45)
+        axes.plot([estimate], [0], "o", color=COLOURS["reasoning-Emb"], markersize=9)
+        axes.annotate(f"{estimate:+.2f}", (estimate, 0), (0, 9), textcoords="offset points", ha="center", weight="bold")
+        axes.set(xlim=(-reach, reach), ylim=(-1, 1.5), yticks=[])
+        axes.set_xlabel("reasoning-Emb minus base-Emb (points)")
+        axes.spines["left"].set_visible(False)
+        axes.grid(False)
+        axes.text(0.0, 1.0, "← base better", transform=axes.transAxes, color=MUTED, fontsize=8.5, va="top")
+        axes.text(
+            1.0, 1.0, "reasoning better →", transform=axes.transAxes, color=MUTED, fontsize=8.5, va="top", ha="right"
+        )
+        return to_svg(figure, "answer")
+
+
+def _margin_band(axes: Axes, margin: float) -> None:
+    if not math.isnan(margin):
+        axes.axvspan(-margin, margin, color=COLOURS["band"], linewidth=0, zorder=0)
+
+
+def forest(results: Mapping[str, Any]) -> str | None:
+    """reasoning-Emb minus base-Emb per task (one small dot per seed, a large one for their mean) and over all."""
+    found = reading.differences(results)
+    if found is None:
+        return None
+    estimate, low, high, margin = effect(results)
+    with panel(4.8, 1.35 + 0.29 * len(found.tasks)) as (figure, axes):
+        _margin_band(axes, margin)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        names = []
+        for index, (task, used) in enumerate(zip(found.tasks, found.in_verdict, strict=True)):
+            y, d_S = len(found.tasks) - index, found.d_TS[index]
+            names.append((y, shorten(task.name) + ("" if used else " *")))
+            if not np.isfinite(d_S).any():
+                axes.text(0, y, " no score", color=MUTED, va="center", fontsize=8.5)
+                continue
+            if len(d_S) > 1:
+                axes.plot(d_S, np.full(len(d_S), y), "o", color=MUTED, markersize=3.2, alpha=0.7, linewidth=0)
+            fill = COLOURS["reasoning-Emb"] if used else "none"
+            mean = float(np.nanmean(d_S))
+            axes.plot([mean], [y], "o", color=COLOURS["reasoning-Emb"], markersize=7, markerfacecolor=fill)
+        if not any(math.isnan(value) for value in (estimate, low, high)):
+            axes.axhline(0.5, color=COLOURS["grid"], linewidth=1)
+            axes.plot([low, high], [0, 0], color=INK, linewidth=2.4)
+            axes.plot([estimate], [0], "D", color=INK, markersize=7)
+            names.append((0, "mean, 90% interval"))
+        axes.set_yticks([y for y, _ in names], [name for _, name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_ylim(-0.7, len(found.tasks) + 0.7)
+        reach = 1.1 * max(
+            np.nanmax(np.abs(found.d_TS)), *(abs(v) for v in (low, high, margin) if not math.isnan(v)), 0.5
+        )
+        axes.set_xlim(-reach, reach)
+        axes.set_xlabel("reasoning-Emb minus base-Emb (points)")
+        return to_svg(figure, "forest")
+
+
+def accuracy_panel(results: Mapping[str, Any]) -> str | None:
+    """Share of held-out questions answered, before and after tuning, with 95% Wilson intervals."""
+    found = [(name, reading.accuracy(results, when)) for name, when in (("base", "before"), ("reasoning", "after"))]
+    drawn = [(name, entry) for name, entry in found if entry is not None and not math.isnan(entry.rate)]
+    if not drawn:
+        return None
+    with panel(3.75, 2.0) as (figure, axes):
+        for index, (name, entry) in enumerate(reversed(drawn)):
+            axes.plot([100 * entry.low, 100 * entry.high], [index, index], color=COLOURS[name], linewidth=5, alpha=0.45)
+            axes.plot([100 * entry.rate], [index], "o", color=COLOURS[name], markersize=8)
+            axes.annotate(
+                f"{100 * entry.rate:.1f}%", (100 * entry.rate, index), (0, 8), textcoords="offset points", ha="center"
+            )
+        labels = [f"{name} ({'before' if name == 'base' else 'after'})" for name, _ in reversed(drawn)]
+        axes.set_yticks(range(len(drawn)), labels)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        top = max(100 * entry.high for _, entry in drawn if not math.isnan(entry.high)) if drawn else 100
+        axes.set(ylim=(-0.6, len(drawn) - 0.2), xlim=(-0.07 * top, min(103.0, 1.15 * top + 2)))
+        axes.set_xlabel("correct answers (%)")
+        return to_svg(figure, "accuracy")
+
+
+def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: str, ylabel: str) -> str | None:
+    """Loss by optimiser step, one line per model; long runs get a running mean over the faint raw values."""
+    traces = {}
+    for name in models:
+        entry = (results.get("training") or {}).get(name) or {}
+        step, loss = reading.numbers(entry.get("step") or []), reading.numbers(entry.get("loss") or [])
+        if len(loss) and np.isfinite(loss).any():
+            traces[name] = (step, loss)
+    if not traces:
+        return None
+    with panel() as (figure, axes):
+        for index, (name, (step, loss)) in enumerate(traces.items()):
+            style = ("-", (0, (4, 1.5)))[index % 2]
+            window = max(1, len(loss) // 20)
+            if window > 2:
+                axes.plot(step, loss, color=COLOURS[name], alpha=0.3, linewidth=0.8)
+            x, y = (step, loss) if window <= 2 else _running_mean(step, loss, window)
+            axes.plot(x, y, color=COLOURS[name], linestyle=style, label=name)
+            if len(x) < 4:
+                axes.plot(x, y, "o", color=COLOURS[name], markersize=5)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(ylabel)
+        axes.legend(loc="upper right")
+        return to_svg(figure, key)
+
+
+def _running_mean(step: np.ndarray, loss: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the last `window` finite losses at each step from the window-th on."""
+    finite = np.isfinite(loss)
+    step, loss = step[finite], loss[finite]
+    if len(loss) < window:
+        return step, loss
+    return step[window - 1 :], np.convolve(loss, np.full(window, 1 / window), mode="valid")
+
+
+def stage_times(results: Mapping[str, Any]) -> str | None:
+    """Seconds per stage as horizontal bars, in the order they ran."""
+    entries = [(name, reading.number(entry.get("seconds"))) for name, entry in (results.get("timings") or {}).items()]
+    entries = [(name, seconds) for name, seconds in entries if not math.isnan(seconds)]
+    if not entries:
+        return None
+    with panel(4.8, 0.75 + 0.27 * len(entries)) as (figure, axes):
+        seconds = [value for _, value in reversed(entries)]
+        axes.barh(range(len(entries)), seconds, color=COLOURS["muted"], height=0.62)
+        for index, value in enumerate(seconds):
+            axes.annotate(
+                f"{value:.0f} s", (value, index), (4, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
+        axes.set_yticks(range(len(entries)), [shorten(name, 30) for name, _ in reversed(entries)])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(0, 1.16 * max(seconds) + 1e-9)
+        axes.set_xlabel("seconds")
+        return to_svg(figure, "times")

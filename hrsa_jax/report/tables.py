@@ -1,0 +1,246 @@
+"""The report's tables as plain data: the template only lays them out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hrsa_jax.report import reading
+from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
+from hrsa_jax.report.verdict import effect, estimate_text, gap_counts, points, variant_failed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text as shown; sort: the number behind it (None sorts last); best: highest of its row; note: hover text."""
+
+    text: str
+    sort: float | None = None
+    best: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    subtitle: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    footer: tuple[Cell, ...] = ()
+
+
+DAGGER = "†"
+
+
+def _score(value: float, *, best: bool = False, note: str = "") -> Cell:
+    if math.isnan(value):
+        return Cell("—", None, note=note or "no score")
+    return Cell(f"{100 * value:.1f}", 100 * value, best, note)
+
+
+def benchmark(results: Mapping[str, Any]) -> Table | None:
+    """Tasks down, models across, scores in points, the best of each row marked, the difference in points."""
+    listed, models = reading.tasks(results), reading.rows(results)
+    if not listed or not models:
+        return None
+    found = reading.differences(results)
+    d_T = {} if found is None else {t.name: _mean(d_S) for t, d_S in zip(found.tasks, found.d_TS, strict=True)}
+    mark = DAGGER if results.get("reasoning") is not None and variant_failed(results) else ""
+    columns = [Column("task", "type, metric"), Column("difference", f"Emb{mark}, points")]
+    for row in models:
+        seeds = f", {len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
+        title = row.model + (mark if row.model.startswith("reasoning") else "")
+        columns.append(Column(title, (row.attention or "reference") + seeds, row.model))
+    body = []
+    for task in listed:
+        scores = [row.scores.get(task.name, math.nan) for row in models]
+        top = np.nanmax(scores) if np.isfinite(scores).any() else math.nan
+        cells = [
+            _score(value, best=value == top, note=row.errors.get(task.name, ""))
+            for value, row in zip(scores, models, strict=True)
+        ]
+        difference = d_T.get(task.name, math.nan)
+        body.append((Cell(task.name, note=f"{task.type}, {task.metric}"), _difference(difference), *cells))
+    means = [row.mean(listed) for row in models]
+    top = np.nanmax(means) if np.isfinite(means).any() else math.nan
+    footer = [_score(value, best=value == top, note="" if value == value else "a task is missing") for value in means]
+    estimate, low, high, _ = effect(results)
+    interval = "no interval" if math.isnan(low) else f"[{points(low)}, {points(high)}]"
+    first = Cell(points(estimate) if not math.isnan(estimate) else "—", note=interval)
+    return Table(tuple(columns), tuple(body), (Cell("mean of tasks"), first, *footer))
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+def _difference(value: float) -> Cell:
+    return Cell("—") if math.isnan(value) else Cell(points(value), value)
+
+
+def realignment(results: Mapping[str, Any]) -> Table | None:
+    """Last layer: backbones, embedding models, their gap, each with a 95% interval, and the layers that moved."""
+    body = []
+    for measure in REALIGNED:
+        left, right = (reading.pair_curve(results, pair, measure) for pair in PAIRS)
+        gap = reading.gap_curve(results, measure)
+        if left is None and right is None and gap is None:
+            continue
+        layer = next(entry.last for entry in (gap, right, left) if entry is not None)
+        value, low, high = gap.at(layer) if gap is not None else (math.nan,) * 3
+        counts = gap_counts(results, measure)
+        moved = "no gap interval" if counts is None else f"{counts[0]} more, {counts[1]} less, of {counts[2]}"
+        body.append(
+            (
+                Cell(MEASURES[measure].short, note=f"{label(measure)}, layer\u00a0{layer}"),
+                Cell(_at(left, layer)),
+                Cell(_at(right, layer)),
+                Cell("not measured" if math.isnan(value) else _signed(value, low, high)),
+                Cell(_gap_reading(measure, low, high)),
+                Cell(moved),
+            )
+        )
+    titles = (
+        "measure",
+        "backbones",
+        "embedding models",
+        "gap (Emb - backbone)",
+        "reading",
+        "layers more or less alike",
+    )
+    return Table(tuple(Column(title) for title in titles), tuple(body)) if body else None
+
+
+def _at(entry: reading.Curve | None, layer: int) -> str:
+    return "not measured" if entry is None else estimate_text(*entry.at(layer))
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f}" + (" (no interval)" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
+
+
+def _gap_reading(measure: str, low: float, high: float) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return "cannot say"
+    if low <= 0 <= high:
+        return "no clear change"
+    return "more alike" if (low > 0) == (MEASURES[measure].direction > 0) else "less alike"
+
+
+def sinks(results: Mapping[str, Any]) -> Table | None:
+    """Debiased CKA with attention sinks out and in, at the last layer and where they differ most."""
+    body = []
+    for pair in PAIRS:
+        out, kept = (reading.pair_curve(results, pair, name) for name in ("cka", "cka_with_sinks"))
+        if out is None or kept is None or len(out.value) != len(kept.value):
+            continue
+        difference = np.abs(out.value - kept.value)
+        if not np.isfinite(difference).any():
+            continue
+        widest = int(out.layers[int(np.nanargmax(difference))])
+        for layer, why in ((out.last, "last layer"), (widest, "largest difference")):
+            body.append(
+                (
+                    Cell(PAIR_LABELS[pair].split(" (")[0], note=PAIR_LABELS[pair].split(" (")[1].rstrip(")")),
+                    Cell(f"{layer} ({why})"),
+                    Cell(estimate_text(*out.at(layer))),
+                    Cell(estimate_text(*kept.at(layer))),
+                )
+            )
+    columns = (Column("pair"), Column("layer"), Column("CKA, sinks out"), Column("CKA, sinks kept"))
+    return Table(columns, tuple(body)) if body else None
+
+
+def reasoning(results: Mapping[str, Any]) -> Table | None:
+    """Accuracy with its 95% Wilson interval and the loss on held-out solutions, before and after."""
+    body = []
+    for when, name in (("before", "base (before)"), ("after", "reasoning (after)")):
+        entry = reading.accuracy(results, when)
+        if entry is None:
+            continue
+        share = "not measured"
+        if not math.isnan(entry.rate):
+            share = f"{100 * entry.rate:.1f}% [{100 * entry.low:.1f}, {100 * entry.high:.1f}]"
+        loss = "not measured" if math.isnan(entry.loss) else f"{entry.loss:.3f}"
+        asked = "not stated" if math.isnan(entry.n) else f"{entry.n:.0f}"
+        body.append((Cell(name), Cell(asked), Cell(share), Cell(loss)))
+    columns = (
+        Column("model"),
+        Column("questions"),
+        Column("accuracy, 95% interval"),
+        Column("solution loss (nats a token)"),
+    )
+    return Table(columns, tuple(body)) if body else None
+
+
+def refusals(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(pair, measure, why) of everything that a comparison declined to compute."""
+    return [
+        (PAIR_LABELS.get(pair, pair), label(str(measure)), str(why))
+        for pair, parts in (results.get("hrsa") or {}).items()
+        for measure, why in (parts.get("refused") or {}).items()
+    ]
+
+
+def methods(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(measure, how its interval was made), from either pair."""
+    out = {}
+    for pair in PAIRS:
+        for measure in MEASURES:
+            entry = reading.pair_curve(results, pair, measure)
+            if entry is not None and entry.method:
+                out.setdefault(label(measure), str(entry.method))
+    return list(out.items())
+
+
+def left_out(results: Mapping[str, Any]) -> list[str]:
+    """What a careful study would hold and this one does not."""
+    out = []
+    null_effect, hrsa = results.get("null_effect") or {}, results.get("hrsa") or {}
+    names = {str(name) for parts in hrsa.values() for name in parts}
+    found = reading.differences(results)
+    if found is None or len(found.seeds) < 3:
+        out.append("At least three seeds: with fewer, noise between training runs is unknown or barely known.")
+    if not null_effect.get("positive_control"):
+        out.append("A positive control (a sibling known to be worse): not run, so sensitivity is not shown.")
+    if not null_effect.get("a_a"):
+        out.append(
+            "A/A runs (base against base with other seeds): not run, so the margin is not checked against noise."
+        )
+    if not any("ceiling" in name for name in names):
+        out.append(
+            "The seed ceiling (two embedding models of one backbone): not run, so no realignment index is given."
+        )
+    if not any("floor" in name for name in names):
+        out.append("The noise floor (a model against itself under other numerics): not run.")
+    for pair in (BACKBONES, EMBEDDINGS):
+        if pair not in hrsa:
+            out.append(f"HRSA of the {PAIR_LABELS[pair]}: not in results.json.")
+    for name, what in (("reasoning", "how the reasoning variant was made"), ("realignment", "the paired realignment gap"),
+                       ("training", "training curves"), ("timings", "time and memory per stage")):  # fmt: skip
+        if not results.get(name):
+            out.append(f"{what[0].upper()}{what[1:]}: not in results.json.")
+    return out
+
+
+def flat(value: Any) -> str:
+    """A value of any JSON type on one line, for the fact tables."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def facts(mapping: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    return [(str(key).replace("_", " "), flat(value)) for key, value in (mapping or {}).items()]
