@@ -71,8 +71,8 @@ def stacked_linears(decoder: "Decoder") -> dict[str, "Linear"]:
     return {name: getattr(decoder.blocks, name) for name in TARGETS}
 
 
-def _adapted(decoder: "Decoder") -> dict[str, "Linear"]:
-    found = {name: linear for name, linear in stacked_linears(decoder).items() if linear.lora is not None}
+def _adapters(decoder: "Decoder") -> dict[str, LoRA]:
+    found = {name: linear.lora for name, linear in stacked_linears(decoder).items() if linear.lora is not None}
     if not found:
         raise ValueError("decoder has no adapters: call add_lora or load_adapter first")
     return found
@@ -131,9 +131,9 @@ def unmerge_lora(merged: "Decoder", adapted: "Decoder") -> "Decoder":
 def _shifted(decoder: "Decoder", adapted: "Decoder", sign: float) -> "Decoder":
     result = remove_lora(decoder)
     targets = stacked_linears(result)
-    for name, linear in _adapted(adapted).items():
+    for name, lora in _adapters(adapted).items():
         kernel = targets[name].kernel
-        kernel[...] = _shift(kernel[...], linear.lora.a[...], linear.lora.b[...], sign * linear.lora.scale)
+        kernel[...] = _shift(kernel[...], lora.a[...], lora.b[...], sign * lora.scale)
     return result
 
 
@@ -154,9 +154,9 @@ def split_trainable(decoder: "Decoder", *, lora: bool) -> tuple[Any, Any, Any]:
         (graphdef, trainable state, frozen state); `nnx.merge(graphdef, trainable, frozen)` is the decoder.
     """
     if lora:
-        _adapted(decoder)
-    graphdef, trainable, frozen = nnx.split(decoder, nnx.LoRAParam if lora else nnx.Param, ...)
-    return graphdef, trainable, frozen
+        _adapters(decoder)
+    graphdef, *states = nnx.split(decoder, nnx.LoRAParam if lora else nnx.Param, ...)
+    return graphdef, states[0], states[1]
 
 
 def save_adapter(decoder: "Decoder", folder: Path | str, *, base: str = "") -> None:
@@ -169,14 +169,14 @@ def save_adapter(decoder: "Decoder", folder: Path | str, *, base: str = "") -> N
     """
     from safetensors.numpy import save_file
 
-    adapted = _adapted(decoder)
+    adapters = _adapters(decoder)
     tensors: dict[str, np.ndarray] = {}
-    for name, linear in adapted.items():
+    for name, lora in adapters.items():
         for factor, attribute in _FACTORS.items():
-            stacked = np.asarray(getattr(linear.lora, attribute)[...], np.float32)
+            stacked = np.asarray(getattr(lora, attribute)[...], np.float32)
             for layer, matrix in enumerate(stacked):  # PEFT stores (out, in), as torch.nn.Linear does
                 tensors[_key(layer, name, factor)] = np.ascontiguousarray(matrix.T)
-    first = next(iter(adapted.values())).lora
+    first = next(iter(adapters.values()))
     rank = int(first.a[...].shape[-1])
     config = {
         "peft_type": "LORA",
@@ -185,7 +185,7 @@ def save_adapter(decoder: "Decoder", folder: Path | str, *, base: str = "") -> N
         "r": rank,
         "lora_alpha": first.scale * rank,
         "lora_dropout": 0.0,
-        "target_modules": list(adapted),
+        "target_modules": list(adapters),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
