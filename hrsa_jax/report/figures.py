@@ -14,6 +14,7 @@ from hrsa_jax.report.svg import COLOURS, panel, shorten, to_svg
 from hrsa_jax.report.verdict import effect
 
 INK, MUTED = COLOURS["ink"], COLOURS["muted"]
+WHOLE_COMMAND = "this command"  # the timing that is not a stage
 
 
 def answer_strip(results: Mapping[str, Any]) -> str | None:
@@ -108,22 +109,22 @@ def accuracy_panel(results: Mapping[str, Any]) -> str | None:
 
 def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: str, ylabel: str) -> str | None:
     """Loss by optimiser step, one line per model; long runs get a running mean over the faint raw values."""
-    traces = {}
-    for name in models:
-        entry = (results.get("training") or {}).get(name) or {}
-        step, loss = reading.numbers(entry.get("step") or []), reading.numbers(entry.get("loss") or [])
-        if len(loss) and np.isfinite(loss).any():
-            traces[name] = (step, loss)
+    traces = []
+    for key_in_file, entry in sorted((results.get("training") or {}).items()):
+        name = next((model for model in models if key_in_file == model or key_in_file.startswith(f"{model}-s")), None)
+        step, loss = reading.numbers(entry["step"]), reading.numbers(entry["loss"])
+        if name is not None and np.isfinite(loss).any():
+            traces.append((name, key_in_file, step, loss))
     if not traces:
         return None
     with panel() as (figure, axes):
-        for index, (name, (step, loss)) in enumerate(traces.items()):
-            style = ("-", (0, (4, 1.5)))[index % 2]
+        for name, label, step, loss in traces:
+            style: Any = "-" if models.index(name) == 0 else (0, (4, 1.5))
             window = max(1, len(loss) // 20)
             if window > 2:
                 axes.plot(step, loss, color=COLOURS[name], alpha=0.3, linewidth=0.8)
             x, y = (step, loss) if window <= 2 else _running_mean(step, loss, window)
-            axes.plot(x, y, color=COLOURS[name], linestyle=style, label=name)
+            axes.plot(x, y, color=COLOURS[name], linestyle=style, label=label)
             if len(x) < 4:
                 axes.plot(x, y, "o", color=COLOURS[name], markersize=5)
         axes.set_xlabel("optimiser step")
@@ -144,7 +145,7 @@ def _running_mean(step: np.ndarray, loss: np.ndarray, window: int) -> tuple[np.n
 def stage_times(results: Mapping[str, Any]) -> str | None:
     """Seconds per stage as horizontal bars, in the order they ran."""
     entries = [(name, reading.number(entry.get("seconds"))) for name, entry in (results.get("timings") or {}).items()]
-    entries = [(name, seconds) for name, seconds in entries if not math.isnan(seconds)]
+    entries = [(name, seconds) for name, seconds in entries if not math.isnan(seconds) and name != WHOLE_COMMAND]
     if not entries:
         return None
     with panel(4.8, 0.75 + 0.27 * len(entries)) as (figure, axes):

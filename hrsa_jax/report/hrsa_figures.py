@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hrsa_jax.report import reading
-from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, PAIRS, REALIGNED
+from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIRS, REALIGNED
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
 
 INK, MUTED = COLOURS["ink"], COLOURS["muted"]
@@ -57,9 +57,12 @@ def pair_curves(results: Mapping[str, Any], measure: str) -> str | None:
     with panel() as (figure, axes):
         for pair, entry in curves.items():
             _draw(axes, entry, PAIR_COLOURS[pair], PAIR_STYLES[pair])
+        ceiling = reading.pair_curve(results, CEILING, measure)
+        if ceiling is not None:
+            _draw(axes, ceiling, INK, (0, (1.2, 1.3)), band=False)
         name = "random rotation (Haar)" if measure == "inverse_row_entropy" else "chance"
         _chance(axes, list(curves.values()), name)
-        _finish(axes, list(curves.values()), MEASURES[measure].short)
+        _finish(axes, [*curves.values(), *([ceiling] if ceiling else [])], MEASURES[measure].short)
         return to_svg(figure, f"curve-{measure}")
 
 

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 BACKBONES = "base_vs_reasoning"
 EMBEDDINGS = "base-Emb_vs_reasoning-Emb"
 PAIRS = (BACKBONES, EMBEDDINGS)
-PAIR_LABELS = {BACKBONES: "backbones (base vs reasoning)", EMBEDDINGS: "embedding models (base-Emb vs reasoning-Emb)"}
-PAIR_SHORT = {BACKBONES: "backbones", EMBEDDINGS: "embedding models"}
+CEILING = "base-Emb_vs_base-Emb_other_seed"  # two embedding models of one backbone, when there are seeds
+PAIR_LABELS = {
+    BACKBONES: "backbones (base vs reasoning)",
+    EMBEDDINGS: "embedding models (base-Emb vs reasoning-Emb)",
+    CEILING: "seed ceiling (base-Emb, two seeds)",
+}
+PAIR_SHORT = {BACKBONES: "backbones", EMBEDDINGS: "embedding models", CEILING: "seed ceiling"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import jinja2
 from markupsafe import Markup
 
 from hrsa_jax.report import figures, hrsa_figures, reading, schema, tables, verdict
-from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
+from hrsa_jax.report.measures import CEILING, MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
 from hrsa_jax.report.svg import COLOURS, css_name
+from hrsa_jax.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "summary": summary,
         "badge": summary.word.split(" (")[0].split(";")[0],
         "caveats": _caveats(results),
-        "demonstration": str(results.get("label") or "small models, small data")
-        if results.get("demonstration")
-        else "",
+        "label": str(results.get("label") or ("Demonstration" if results.get("demonstration") else "")),
         "colours": {css_name(name): value for name, value in COLOURS.items()},
         "answer": _answer_panel(results),
         "benchmark": tables.benchmark(results),
@@ -77,6 +77,8 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "slopes": _slope_panels(results),
         "gaps": _gap_panels(results),
         "reasoning": tables.reasoning(results),
+        "ceiling": verdict.has_pair(results, CEILING),
+        "variant_facts": tables.variant_facts(results),
         "variant": {
             "method": str((results.get("reasoning") or {}).get("method") or "not stated"),
             "label": verdict.variant_label(results),
@@ -120,7 +122,7 @@ def _caveats(results: Mapping[str, Any]) -> list[str]:
 
 
 def _panel(title: str, caption: str, svg: str | None, missing: str) -> Panel:
-    return Panel(title, caption, None if svg is None else Markup(svg), missing)  # noqa: S704
+    return Panel(title, caption, None if svg is None else Markup(svg), missing)
 
 
 def _answer_panel(results: Mapping[str, Any]) -> Panel:
@@ -141,7 +143,7 @@ def _forest_panel(results: Mapping[str, Any]) -> Panel:
     return _panel(
         "reasoning-Emb minus base-Emb, task by task",
         "Each dot is one task, in points (score x 100); right of 0 reasoning-Emb scores higher." + seeds + hollow
-        + " Diamond: the mean with its 90% interval. Shaded: the margin. Single tasks carry no interval: read the mean.",
+        + " Diamond: the mean with its 90% interval. Shaded: the margin. Single tasks carry no interval.",
         figures.forest(results),
         "results.json holds no task that both embedding models were scored on.",
     )  # fmt: skip
@@ -182,68 +184,69 @@ _CKA_VARIANTS = {"cka": "debiased, sinks out", "cka_biased": "biased", "cka_with
 
 def _levels(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The three levels of HRSA, each with its panels."""
-    heatmaps = [
-        _panel(
-            f"Every layer against every layer: {PAIR_SHORT[pair]}",
-            f"Debiased linear CKA, {PAIR_LABELS[pair]}; both heatmaps share the scale 0 to 1 (values below 0 are drawn "
-            "as 0). Bright on the diagonal: the same layer does the same job in both. A bright block: neighbouring layers "
-            "share their geometry.",
-            hrsa_figures.heatmap(results, pair),
-            _why(results, "cka_matrix", (pair,)),
-        )
-        for pair in PAIRS
-    ]
-    variants = [
-        _panel(
-            f"CKA three ways: {PAIR_SHORT[pair]}",
-            "Coloured, with its 95% band: debiased, sinks out. Dashed: the biased form, as published. Dotted: attention "
-            "sinks kept; where it differs, a few huge tokens decide the number.",
-            hrsa_figures.variant_curves(results, pair, _CKA_VARIANTS, f"cka3-{pair}"),
-            _why(results, "cka", (pair,)),
-        )
-        for pair in PAIRS
-    ]
-    probes = [
-        _panel(
-            f"Linear probes: {PAIR_SHORT[pair]}",
-            "Share of held-out texts that a linear probe labels correctly, by layer. Transfer close to the probes' own "
-            "accuracy: both models keep the labels in the same directions; rotated transfer close to it but raw transfer "
-            "below: the same information in another basis.",
-            hrsa_figures.probes(results, pair),
-            _why(results, "probe_transfer", (pair,)),
-        )
-        for pair in (BACKBONES, EMBEDDINGS)
-    ]
+    variants = [_variant_panel(results, pair) for pair in PAIRS]
+    neighbours = [_curve_panel(results, f"knn_{k}") for k in (5, 10, 50)]
     representation = ("correlation", "procrustes_residual", "inverse_row_entropy")
     return [
         {
             "title": "Geometry: do the two models place texts alike?",
-            "lead": "Linear CKA compares the global shape of the two clouds of token vectors; k-nearest-neighbour overlap "
-            "compares who stands next to whom.",
-            "wide": heatmaps,
-            "panels": [_curve_panel(results, "cka"), *variants,
-                       *(_curve_panel(results, f"knn_{k}") for k in (5, 10, 50))],
+            "lead": "Linear CKA compares the global shape of the two clouds of token vectors; k-nearest-neighbour "
+            "overlap compares who stands next to whom.",
+            "wide": [_heatmap_panel(results, pair) for pair in PAIRS],
+            "panels": [_curve_panel(results, "cka"), *variants, *neighbours],
         },
         {
             "title": "Representation: do single coordinates mean the same?",
-            "lead": "Correlation asks this coordinate by coordinate; Procrustes first allows any rotation, fitted on one "
-            "half of the texts and scored on the other.",
+            "lead": "Correlation asks this coordinate by coordinate; Procrustes first allows any rotation, fitted on "
+            "one half of the texts and scored on the other.",
             "wide": [],
             "panels": [_curve_panel(results, name) for name in representation],
         },
         {
             "title": "Function: can one model's readout be used on the other?",
-            "lead": "A linear probe is fitted on base and applied to reasoning, as it is and after the Procrustes rotation.",
-            "wide": probes,
+            "lead": "A linear probe is fitted on base and applied to reasoning, as it is and after the rotation.",
+            "wide": [_probe_panel(results, pair) for pair in PAIRS],
             "panels": [],
         },
-    ]  # fmt: skip
+    ]
+
+
+def _heatmap_panel(results: Mapping[str, Any], pair: str) -> Panel:
+    return _panel(
+        f"Every layer against every layer: {PAIR_SHORT[pair]}",
+        f"Debiased linear CKA, {PAIR_LABELS[pair]}; both heatmaps share the scale 0 to 1 (values below 0 are drawn as "
+        "0). Bright on the diagonal: the same layer does the same job in both. A bright block: neighbouring layers "
+        "share their geometry.",
+        hrsa_figures.heatmap(results, pair),
+        _why(results, "cka_matrix", (pair,)),
+    )
+
+
+def _variant_panel(results: Mapping[str, Any], pair: str) -> Panel:
+    return _panel(
+        f"CKA three ways: {PAIR_SHORT[pair]}",
+        "Coloured, with its 95% band: debiased, sinks out. Dashed: the biased form, as published. Dotted: attention "
+        "sinks kept; where it differs, a few huge tokens decide the number.",
+        hrsa_figures.variant_curves(results, pair, _CKA_VARIANTS, f"cka3-{pair}"),
+        _why(results, "cka", (pair,)),
+    )
+
+
+def _probe_panel(results: Mapping[str, Any], pair: str) -> Panel:
+    return _panel(
+        f"Linear probes: {PAIR_SHORT[pair]}",
+        "Share of held-out texts that a linear probe labels correctly, by layer. Transfer close to the probes' own "
+        "accuracy: both models keep the labels in the same directions. Raw transfer below, rotated transfer close: "
+        "the same information in another basis.",
+        hrsa_figures.probes(results, pair),
+        _why(results, "probe_transfer", (pair,)),
+    )
 
 
 def _slope_panels(results: Mapping[str, Any]) -> list[Panel]:
     caption = (
-        "Left: similarity of the two backbones. Right: similarity of the two embedding models. Every measure is turned so "
-        "that up is more alike. Thick: the 95% interval of the paired gap excludes 0. Thin: it does not. "
+        "Left: similarity of the two backbones. Right: similarity of the two embedding models. Every measure is "
+        "turned so that up is more alike. Thick: the 95% interval of the paired gap excludes 0. Thin: it does not. "
         "Dotted: no interval."
     )
     layers = hrsa_figures.slope_layers(results)
@@ -265,8 +268,8 @@ def _gap_panels(results: Mapping[str, Any]) -> list[Panel]:
         panels.append(
             _panel(
                 f"Gap by layer: {known.short}",
-                f"{known.label[0].upper()}{known.label[1:]}, embedding pair minus backbone pair, paired by text, with its "
-                "95% band (each layer on its own). A band away from 0: conversion changed how alike the two are.",
+                f"{known.label[0].upper()}{known.label[1:]}, embedding pair minus backbone pair, paired by text, "
+                "with its 95% band (each layer on its own). A band away from 0: conversion changed how alike they are.",
                 hrsa_figures.gap_curves(results, measure),
                 "Not measured: results.json holds no paired gap for it.",
             )
@@ -278,22 +281,22 @@ def _tuning_panels(results: Mapping[str, Any]) -> list[Panel]:
     return [
         _panel(
             "Held-out accuracy before and after",
-            "Share of held-out questions answered correctly; bars are 95% Wilson intervals. Overlapping bars do not show a "
-            "rise.",
+            "Share of held-out questions answered correctly; bars are 95% Wilson intervals. Overlapping bars do not "
+            "show a rise.",
             figures.accuracy_panel(results),
             "Accuracy before and after was not measured.",
         ),
         _panel(
             "Making the reasoning variant",
-            "Training loss (nats a token) by optimiser step. It says that the model learnt the training text, not that it "
-            "reasons better.",
+            "Training loss (nats a token) by optimiser step. It says that the model learnt the training text, not "
+            "that it reasons better.",
             figures.training_curves(results, ("reasoning",), "train-reasoning", "loss (nats a token)"),
             "No training curve of the reasoning variant is recorded.",
         ),
         _panel(
             "Converting both backbones",
-            "Contrastive loss (nats a query) by optimiser step, same data order for both. Curves on top of each other: the "
-            "two were trained alike.",
+            "Contrastive loss (nats a query) by optimiser step, same data order for both. Curves on top of each "
+            "other: the two were trained alike.",
             figures.training_curves(results, ("base-Emb", "reasoning-Emb"), "train-emb", "contrastive loss (nats)"),
             "No training curves of the conversions are recorded.",
         ),
@@ -322,3 +325,25 @@ def _timing_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         seconds, peak = reading.number(entry.get("seconds")), reading.number(entry.get("peak_mb"))
         rows.append((stage, "-" if seconds != seconds else f"{seconds:.1f}", "-" if peak != peak else f"{peak:,.0f}"))
     return rows
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m hrsa_jax.report.page RESULTS_OR_WORKDIR [HTML]`: rebuild a report; returns the exit status."""
+    if not 1 <= len(arguments) <= 2:
+        print(
+            "error: give a results.json (or the workdir that holds it) and, if you like, the page's path",
+            file=sys.stderr,
+        )
+        return 2
+    source = Path(arguments[0])
+    beside = (source if source.is_dir() else source.parent) / "report.html"
+    try:
+        print(write(source, arguments[1] if len(arguments) > 1 else beside))
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

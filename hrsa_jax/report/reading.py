@@ -73,10 +73,7 @@ def curve(entry: Mapping[str, Any] | None) -> Curve | None:
     value = numbers(entry["value"])
     intervals = [item or (None, None) for item in entry.get("interval95") or [None] * len(value)]
     chance = entry.get("chance")
-    if isinstance(chance, Sequence):
-        chance_L = numbers(chance)
-    else:
-        chance_L = np.full(len(value), number(chance))
+    chance_L = numbers(chance) if isinstance(chance, Sequence) else np.full(len(value), number(chance))
     found = Curve(
         layers=np.array(entry["layers"], dtype=np.int64),
         value=value,

@@ -10,7 +10,7 @@ from typing import Any
 from hrsa_jax.runtime.errors import InputError
 
 SCHEMA = 1
-SECTIONS: dict[str, type] = {
+SECTIONS: dict[str, Any] = {
     "config": dict,
     "fingerprints": dict,
     "models": dict,
@@ -100,7 +100,7 @@ def validate(results: Any, where: str = "results") -> dict[str, Any]:
     return results  # type: ignore[return-value]
 
 
-_NAMES = {dict: "an object", list: "a list"}
+_NAMES: dict[Any, str] = {dict: "an object", list: "a list"}
 
 
 def _kind(value: Any) -> str:
@@ -212,7 +212,9 @@ def _check_matrix(matrix: Mapping[str, Any], part: str, where: str) -> None:
     rows, columns, value = matrix.get("layers_a"), matrix.get("layers_b"), matrix.get("value")
     if not all(isinstance(item, Sequence) and not isinstance(item, str) for item in (rows, columns, value)):
         raise _broken(where, part, "lacks layers_a, layers_b or value", "a matrix with its two layer axes")
-    assert rows is not None and columns is not None and value is not None
+    assert rows is not None
+    assert columns is not None
+    assert value is not None
     shape = (len(value), {len(row) if isinstance(row, Sequence) else -1 for row in value})
     if shape != (len(rows), {len(columns)}):
         raise _broken(where, part, f"has {len(value)} rows that do not fit", f"{len(rows)} x {len(columns)} numbers")

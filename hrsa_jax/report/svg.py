@@ -32,7 +32,7 @@ COLOURS = {
     "embeddings": "#009e73",
 }
 PANEL = (3.75, 2.65)  # inches; shown three in a row or full width on a phone, so that 9 pt text stays legible
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "path",  # glyphs as outlines: the same picture on every machine
     "svg.hashsalt": "hrsa_jax",
     "text.parse_math": False,  # names come from data: "$" is a character

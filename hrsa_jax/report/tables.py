@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hrsa_jax.report import reading
-from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
+from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
 from hrsa_jax.report.verdict import effect, estimate_text, gap_counts, points, variant_failed
 
 
@@ -194,7 +194,7 @@ def refusals(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def methods(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(measure, how its interval was made), from either pair."""
-    out = {}
+    out: dict[str, str] = {}
     for pair in PAIRS:
         for measure in MEASURES:
             entry = reading.pair_curve(results, pair, measure)
@@ -217,7 +217,7 @@ def left_out(results: Mapping[str, Any]) -> list[str]:
         out.append(
             "A/A runs (base against base with other seeds): not run, so the margin is not checked against noise."
         )
-    if not any("ceiling" in name for name in names):
+    if CEILING not in hrsa:
         out.append(
             "The seed ceiling (two embedding models of one backbone): not run, so no realignment index is given."
         )
@@ -226,8 +226,13 @@ def left_out(results: Mapping[str, Any]) -> list[str]:
     for pair in (BACKBONES, EMBEDDINGS):
         if pair not in hrsa:
             out.append(f"HRSA of the {PAIR_LABELS[pair]}: not in results.json.")
-    for name, what in (("reasoning", "how the reasoning variant was made"), ("realignment", "the paired realignment gap"),
-                       ("training", "training curves"), ("timings", "time and memory per stage")):  # fmt: skip
+    sections = {
+        "reasoning": "how the reasoning variant was made",
+        "realignment": "the paired realignment gap",
+        "training": "training curves",
+        "timings": "time and memory per stage",
+    }
+    for name, what in sections.items():
         if not results.get(name):
             out.append(f"{what[0].upper()}{what[1:]}: not in results.json.")
     return out
@@ -240,6 +245,15 @@ def flat(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def variant_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whatever else the study recorded about the reasoning variant."""
+    made = results.get("reasoning") or {}
+    known = ("method", "label", "before", "after", "accuracy", "n", "interval95", "solution_loss")
+    nested = {f"{name} {when}": v for when in ("before", "after") for name, v in (made.get(when) or {}).items()
+              if name not in known}  # fmt: skip
+    return facts({**{name: value for name, value in made.items() if name not in known}, **nested})
 
 
 def facts(mapping: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from scipy import stats
 from hrsa_jax.report import reading
 from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, REALIGNED
 
-_INDENT = {"initial_indent": "  ", "subsequent_indent": "  "}
+_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
 UNSHOWN = "; sensitivity not shown"
 
 
@@ -73,6 +73,10 @@ def seed_count(results: Mapping[str, Any]) -> int:
     """How many seeds both embedding models were benchmarked with."""
     found = reading.differences(results)
     return 0 if found is None else len(found.seeds)
+
+
+def has_pair(results: Mapping[str, Any], pair: str) -> bool:
+    return bool((results.get("hrsa") or {}).get(pair))
 
 
 def effect(results: Mapping[str, Any]) -> tuple[float, float, float, float]:
@@ -179,17 +183,17 @@ def _benchmark_text(results: Mapping[str, Any], word: str) -> str:
         f"margin {'not stated' if math.isnan(margin) else f'+/-{margin:g} points'})."
     )
     if results.get("reasoning") is not None and variant_failed(results):
-        text += f" Read this with care: the reasoning variant's {variant_label(results)}."
+        text += f" Read this with care: of the reasoning variant, {variant_label(results)}."
     if results.get("demonstration"):
-        label = str(results.get("label") or "a small offline suite, one small model")
-        text += f" This is a demonstration ({label.rstrip('.')}), not evidence about reasoning models in general."
+        label = str(results.get("label") or "Demonstration: small model, small offline tasks").rstrip(".")
+        text += f" {label}. It is not evidence about reasoning models in general."
     return text
 
 
 _SAMENESS = ((0.95, "nearly the same"), (0.8, "mostly the same"), (0.5, "partly the same"), (0.2, "mostly different"))
 SAMENESS_NOTE = (
-    "The words for CKA and neighbour overlap go by the lower end of the 95% interval: from 0.95 nearly the same, from 0.8 "
-    "mostly the same, from 0.5 partly the same, from 0.2 mostly different, below largely different."
+    "The words for CKA and neighbour overlap go by the lower end of the 95% interval: from 0.95 nearly the same, "
+    "from 0.8 mostly the same, from 0.5 partly the same, from 0.2 mostly different, below largely different."
 )
 
 
@@ -260,8 +264,8 @@ def _realignment(results: Mapping[str, Any]) -> Paragraph:
         return Paragraph(question, f"Not measured: {why}.")
     said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
     lead = (
-        f"At the last layer the embedding models are, compared with the backbones, {said}. Counted as a change: the 95% "
-        "interval of the gap (embedding pair minus backbone pair, paired by text) excludes 0:"
+        f"At the last layer the embedding models are, compared with the backbones, {said}. Counted as a change: the "
+        "95% interval of the gap (embedding pair minus backbone pair, paired by text) excludes 0:"
     )
     return Paragraph(question, lead, tuple(numbers))
 
@@ -306,7 +310,8 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
 
 
 def _warnings(results: Mapping[str, Any]) -> list[str]:
-    out = [str(item) for item in results.get("warnings") or []]
+    label = variant_label(results)  # said in the verdict itself, so not once more
+    out = [str(item) for item in results.get("warnings") or [] if label not in str(item)]
     table = reading.rows(results)
     for row in table:
         lost = [task.name for task in reading.tasks(results) if math.isnan(row.scores.get(task.name, math.nan))]

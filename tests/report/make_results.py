@@ -46,8 +46,10 @@ def make_results(case: str = "quickstart", *, layers: int = LAYERS) -> dict[str,
         return results
     results |= _context(seeds)
     results["reasoning"] = _reasoning(rose=case in ("advantage", "no_advantage"))
-    results["training"] = _training(rng)
+    results["training"] = _training(rng, seeds)
     results["hrsa"] = {pair: _pair(rng, layers, embeddings="Emb" in pair) for pair in PAIRS}
+    if seeds > 1:
+        results["hrsa"]["base-Emb_vs_base-Emb_other_seed"] = _pair(rng, layers, embeddings=True)
     results["realignment"] = _realignment(results["hrsa"], rng)
     if case == "broken_parts":
         _break(results)
@@ -139,13 +141,14 @@ def _reasoning(*, rose: bool) -> dict[str, Any]:
     }
 
 
-def _training(rng: np.random.Generator) -> dict[str, Any]:
+def _training(rng: np.random.Generator, seeds: int) -> dict[str, Any]:
     def trace(start: float, end: float, steps: int) -> dict[str, Any]:
         step = np.arange(1, steps + 1)
         loss = end + (start - end) * np.exp(-step / (0.3 * steps)) + 0.05 * rng.standard_normal(steps)
         return {"step": step.tolist(), "loss": loss.tolist()}
 
-    return {"reasoning": trace(1.2, 0.9, 15), "base-Emb": trace(2.4, 0.6, 40), "reasoning-Emb": trace(2.3, 0.6, 40)}
+    embs = {f"{name}-s{seed}": trace(2.4, 0.6, 40) for seed in range(seeds) for name in ("base-Emb", "reasoning-Emb")}
+    return {"reasoning": trace(1.2, 0.9, 15), **embs}
 
 
 def _pair(rng: np.random.Generator, layers: int, *, embeddings: bool) -> dict[str, Any]:
@@ -213,7 +216,7 @@ def _break(results: dict[str, Any]) -> None:
     backbones, embs = (results["hrsa"][pair] for pair in PAIRS)
     backbones["correlation"]["value"] = [None] * len(backbones["correlation"]["value"])
     embs["correlation"]["value"] = [None] * len(embs["correlation"]["value"])
-    for index in (0, 1, 2, 14):
+    for index in [index for index in (0, 1, 2, 14) if index < len(backbones["cka"]["value"]) - 1]:
         backbones["cka"]["value"][index] = None
         backbones["cka"]["interval95"][index] = None
     embs["knn_10"]["interval95"] = None

@@ -1,0 +1,78 @@
+"""The page in a real headless Chromium: no console error, no horizontal overflow, every figure has a size, sorting works."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from make_results import make_results
+
+from hrsa_jax.report import page
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr"]
+# Runs after the page's own script, in a frame as wide as the screen under test, and leaves its findings in the title.
+PROBE = """<script>
+addEventListener("load", () => {
+  const root = document.documentElement, table = document.querySelector("#benchmark-table");
+  document.querySelectorAll("details").forEach((entry) => { entry.open = true; });
+  const empty = [...document.querySelectorAll(".plot svg")].filter((svg) => {
+    const box = svg.getBoundingClientRect(), drawn = svg.getBBox();
+    return box.width < 150 || box.height < 40 || drawn.width < 50 || drawn.height < 20;
+  });
+  const wide = [...document.querySelectorAll("main *")].filter((node) => !node.closest(".scroll, svg")
+    && node.getBoundingClientRect().right > root.clientWidth + 1).map((node) => node.tagName);
+  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[2].textContent);
+  table.querySelectorAll("thead button")[2].click();
+  const down = order();
+  table.querySelectorAll("thead button")[2].click();
+  parent.postMessage({ width: innerWidth, overflow: root.scrollWidth - root.clientWidth, empty: empty.length, wide,
+    figures: document.querySelectorAll(".plot svg").length, dark: matchMedia("(prefers-color-scheme: dark)").matches,
+    ink: getComputedStyle(document.body).color, down, up: order() }, "*");
+});
+</script></body>"""
+FRAME = """<!doctype html><title>waiting</title><script>
+addEventListener("message", (event) => {{ document.title = JSON.stringify(event.data); }});
+</script><iframe src="page.html" style="width: {width}px; height: 900px; border: 0"></iframe>"""
+
+
+def _open(folder: Path, case: str, width: int, *extra: str) -> tuple[dict, str]:
+    html = page.render(json.loads(json.dumps(make_results(case))))
+    (folder / "page.html").write_text(html.replace("</body>", PROBE), encoding="utf-8")
+    (folder / "frame.html").write_text(FRAME.format(width=width))
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", *extra]
+    run = subprocess.run(
+        [*command, "--virtual-time-budget=20000", "--dump-dom", f"file://{folder / 'frame.html'}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", run.stdout)
+    assert title, run.stderr[-2000:]
+    assert title[1] != "waiting", run.stderr[-2000:]
+    return json.loads(title[1].replace("&amp;", "&")), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("case", "width", "dark"),
+    [("quickstart", 1280, False), ("quickstart", 390, True), ("broken_parts", 390, False), ("advantage", 1280, True)],
+)
+def test_page_in_chromium(case: str, width: int, dark: bool, tmp_path: Path) -> None:
+    extra = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    found, log = _open(tmp_path, case, width, *extra)
+    assert "CONSOLE" not in log, log
+    assert found["width"] == width
+    assert found["overflow"] <= 0
+    assert found["wide"] == []
+    assert found["figures"] >= 15
+    assert found["empty"] == 0
+    assert found["dark"] == dark
+    assert found["ink"] == ("rgb(229, 233, 239)" if dark else "rgb(29, 35, 43)")
+    assert found["down"] == sorted(found["down"], key=float, reverse=True)
+    assert found["up"] == found["down"][::-1]

@@ -1,0 +1,157 @@
+"""The page: pure, deterministic, self-contained, escaped, every figure drawn or its absence explained."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from make_results import make_results
+
+from hrsa_jax.report import page, tables
+from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS
+
+RENDERED = ("quickstart", "advantage", "broken_parts", "bare")
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class _Checker(HTMLParser):
+    """Tags balance, ids are unique."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    return {case: page.render(json.loads(json.dumps(make_results(case)))) for case in RENDERED}
+
+
+@pytest.mark.parametrize("case", RENDERED)
+def test_well_formed_self_contained_and_small(case: str, pages: dict[str, str]) -> None:
+    html = pages[case]
+    checker = _Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert len(checker.ids) == len(set(checker.ids))
+    assert len(html) < 3_000_000
+    assert not re.search(r'(?:src|href)="(?!#|data:)', html)
+    assert "url(http" not in html
+    assert "@import" not in html
+    references = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert references <= set(checker.ids)
+
+
+def test_every_figure_is_drawn_or_explained(pages: dict[str, str]) -> None:
+    for html in pages.values():
+        for figure in re.findall(r"<figure.*?</figure>", html, flags=re.DOTALL):
+            assert re.search(r"<svg.*<(?:path|use|image)", figure, flags=re.DOTALL) or re.search(
+                r'class="missing">\s*\S', figure
+            )
+            if "<svg" in figure:
+                assert re.search(r"<figcaption>[^<]{30,}", figure)
+    assert pages["quickstart"].count("<svg") == 25
+    assert 'class="missing"' not in pages["quickstart"]
+
+
+def test_deterministic_and_pure(pages: dict[str, str]) -> None:
+    results = make_results("quickstart")
+    before = json.dumps(results)
+    assert page.render(results) == pages["quickstart"]
+    assert json.dumps(results) == before
+
+
+def test_missing_and_refused_parts_say_so(pages: dict[str, str]) -> None:
+    html = pages["broken_parts"]
+    assert "Refused for both pairs: the map is not identified: 512 rows for 576 dimensions." in html
+    assert "no value for the backbones at layer 0, 1, 2, 14" in html
+    assert "no interval for the embedding models" in html
+    assert "a task is missing" in html
+    assert "ValueError: embeddings hold NaN" in html
+    bare = pages["bare"]
+    assert bare.count('class="missing"') > 15
+    assert "No command is recorded." in bare
+
+
+def test_text_from_the_results_is_escaped() -> None:
+    evil = "<script>alert('x')</script>"
+    results = make_results("quickstart", layers=3)
+    results["label"] = results["null_effect"]["method"] = results["reasoning"]["label"] = evil
+    results["warnings"] = [evil]
+    results["provenance"]["command"] = results["config"]["note"] = evil
+    results["timings"][evil] = {"seconds": 1.0, "peak_mb": None}
+    results["hrsa"][BACKBONES]["refused"] = {evil: evil}
+    results["hrsa"][BACKBONES]["notes"] = [evil]
+    results["models"][evil] = {"source": evil}
+    for row in results["benchmark"]:
+        row["task"] = "a $\\frac{1}$ & <b>task" if row["task"] == "Lee50STS" else row["task"]
+        row["model"] = "x</th><script>" if row["model"] == "random" else row["model"]
+    html = page.render(results)
+    assert evil not in html
+    assert "<b>task" not in html
+    assert html.count("<script>") == 1  # the page's own
+    checker = _Checker()
+    checker.feed(html)
+    assert checker.open == []
+
+
+def test_failed_variant_is_marked_wherever_it_is_named(pages: dict[str, str]) -> None:
+    assert "reasoning-Emb†" in pages["quickstart"]
+    assert "† Reasoning variant: accuracy did not rise significantly." in pages["quickstart"]
+    assert "†" not in pages["advantage"]
+
+
+def test_benchmark_table_marks_the_best_and_keeps_every_number() -> None:
+    results = make_results("quickstart", layers=3)
+    table = tables.benchmark(results)
+    assert table is not None
+    assert [column.title for column in table.columns][2:4] == ["base-Emb", "reasoning-Emb†"]
+    for row in table.rows:
+        scores = [cell.sort for cell in row[2:]]
+        assert [cell.best for cell in row[2:]] == [score == max(scores) for score in scores]  # type: ignore[type-var]
+    lee = next(row for row in table.rows if row[0].text == "Lee50STS")
+    score = next(r["score"] for r in results["benchmark"] if r["task"] == "Lee50STS" and r["model"] == "random")
+    assert lee[-1].text == f"{100 * score:.1f}"
+
+
+def test_realignment_table_matches_the_results() -> None:
+    results = make_results("quickstart", layers=7)
+    table = tables.realignment(results)
+    assert table is not None
+    cka = next(row for row in table.rows if row[0].text == "CKA")
+    left, right = (results["hrsa"][pair]["cka"]["value"][-1] for pair in (BACKBONES, EMBEDDINGS))
+    gap, (low, high) = (results["realignment"]["cka"][name][-1] for name in ("value", "interval95"))
+    assert cka[1].text.startswith(f"{left:.3f} [")
+    assert cka[2].text.startswith(f"{right:.3f} [")
+    assert cka[3].text == f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def test_write_and_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(make_results("bare")))
+    assert page.main([str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("\n") is False
+    assert page.write(tmp_path / "results.json", tmp_path / "deep" / "r.html").exists()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.html"]
+    (tmp_path / "results.json").write_text("{}")
+    assert page.main([str(tmp_path / "results.json"), str(tmp_path / "other.html")]) == 2
+    assert not (tmp_path / "other.html").exists()
+    assert "not a results.json" in capsys.readouterr().err
+    assert page.main([]) == 2
+
+
+@pytest.mark.parametrize("layers", [2, 81])
+def test_other_depths(layers: int) -> None:
+    html = page.render(make_results("no_advantage", layers=layers))
+    assert html.count("<svg") == (24 if layers == 2 else 25)  # of two layers, the middle one is the last

@@ -1,0 +1,164 @@
+"""The words on planted results: what may be said, what must be said, and never a claim without its interval."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from make_results import CASES, make_results
+
+from hrsa_jax.report import reading, verdict
+
+
+@pytest.mark.parametrize(
+    ("case", "word"),
+    [
+        ("quickstart", "inconclusive"),
+        ("no_advantage", "no advantage (equivalent within 1); sensitivity not shown"),
+        ("advantage", "advantage; sensitivity not shown"),
+        ("disadvantage", "disadvantage; sensitivity not shown"),
+        ("inconclusive_three_seeds", "inconclusive (needs about 41 tasks or 6 seeds); sensitivity not shown"),
+    ],
+)
+def test_the_word(case: str, word: str) -> None:
+    summary = verdict.summary(make_results(case, layers=3))
+    assert summary.word == word
+    assert word.split(" (")[0] in summary.paragraphs[0].answer
+
+
+def test_one_seed_is_inconclusive_whatever_is_stored() -> None:
+    results = make_results("quickstart", layers=3)
+    estimate, low, _, _ = verdict.effect(results)
+    assert low > 0  # an interval that would be an advantage
+    assert estimate > 0
+    results["null_effect"]["word"] = "advantage"
+    summary = verdict.summary(results)
+    assert summary.word == "inconclusive"
+    assert summary.headline.startswith("This study cannot say")
+    assert any("one seed" in text for text in summary.warnings)
+    assert "at least 3 seeds" in summary.paragraphs[3].answer
+    results["null_effect"]["word"] = "inconclusive (needs about 12 tasks or 3 seeds); sensitivity not shown"
+    summary = verdict.summary(results)
+    assert summary.warnings == ()
+    assert "80% power it would take about 12 tasks or 3 seeds" in summary.paragraphs[3].answer
+
+
+def test_a_stored_word_that_contradicts_its_interval_is_not_repeated() -> None:
+    results = make_results("no_advantage", layers=3)
+    results["null_effect"]["word"] = "advantage"
+    summary = verdict.summary(results)
+    assert summary.word.startswith("no advantage")
+    assert any("does not follow from its interval" in text for text in summary.warnings)
+
+
+def test_interval_exactly_at_the_margin_is_equivalent() -> None:
+    results = make_results("no_advantage", layers=3)
+    results["null_effect"] |= {"estimate": 0.5, "interval90": [0.0, 1.0], "word": ""}
+    assert verdict.verdict_word(results)[0].startswith("no advantage")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_claim_without_its_interval(case: str) -> None:
+    summary = verdict.summary(make_results(case, layers=7))
+    assert re.search(r"90% interval [+-][\d.]+ to [+-][\d.]+", summary.headline)
+    for paragraph in summary.paragraphs[1:3]:
+        claims = [*paragraph.numbers, *re.findall(r"\((?:CKA|10-NN)[^)]*", paragraph.answer)]
+        if "Not measured" in paragraph.answer:
+            assert not claims
+        else:
+            assert claims
+        for claim in claims:
+            assert re.search(r"\[[-+\d.]+, [-+\d.]+\]|no interval|not measured", claim), claim
+
+
+def test_a_failed_variant_is_said_to_have_failed() -> None:
+    summary = verdict.summary(make_results("quickstart", layers=3))
+    assert "accuracy did not rise significantly" in summary.paragraphs[0].answer
+    risen = verdict.summary(make_results("advantage", layers=3))
+    assert "did not rise" not in risen.text()
+    assert not verdict.variant_failed(make_results("advantage", layers=3))
+
+
+def test_an_unlabelled_variant_is_judged_by_its_counts() -> None:
+    results = make_results("quickstart", layers=3)
+    del results["reasoning"]["label"]
+    assert verdict.variant_failed(results)  # 0 of 40 against 2 of 40
+    assert verdict.variant_label(results) == "accuracy did not rise significantly"
+    results["reasoning"]["after"]["accuracy"] = 0.4
+    assert not verdict.variant_failed(results)
+    del results["reasoning"]["before"]
+    assert verdict.variant_failed(results)  # nothing shown is not shown
+    assert "not measured" in verdict.variant_label(results)
+
+
+def test_demonstration_label_is_part_of_the_answer() -> None:
+    results = make_results("no_advantage", layers=3)
+    assert "not evidence about reasoning models in general" in verdict.summary(results).paragraphs[0].answer
+    results["demonstration"] = False
+    assert "not evidence" not in verdict.summary(results).text()
+
+
+def test_missing_parts_are_stated() -> None:
+    summary = verdict.summary(make_results("bare", layers=3))
+    assert summary.paragraphs[1].answer.startswith("Not measured")
+    assert summary.paragraphs[2].answer.startswith("Not measured")
+    broken = verdict.summary(make_results("broken_parts", layers=31))
+    assert any("no score for Lee50STS" in text and "mean is not shown" in text for text in broken.warnings)
+
+
+def test_no_benchmark_means_no_verdict() -> None:
+    results = make_results("quickstart", layers=3)
+    del results["null_effect"]
+    results["benchmark"] = []
+    summary = verdict.summary(results)
+    assert summary.word == "not measured"
+    assert "no benchmark verdict" in summary.headline
+    assert verdict.terminal_table(results) == "No benchmark scores.\n"
+
+
+def test_realignment_direction_of_distances_and_similarities() -> None:
+    results = make_results("quickstart", layers=7)
+    text = verdict.summary(results).paragraphs[2].answer
+    assert re.search(r"more alike by [^;]*rotation residual", text)  # a falling residual is more alike
+    gap = results["realignment"]["procrustes_residual"]
+    gap["value"] = [-value for value in gap["value"]]
+    gap["interval95"] = [[-high, -low] for low, high in gap["interval95"]]
+    assert re.search(r"less alike by rotation residual", verdict.summary(results).paragraphs[2].answer)
+    counts = verdict.gap_counts(results, "procrustes_residual")
+    assert counts is not None
+    assert counts[0] == 0
+    assert counts[1] > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("width", [60, 80])
+def test_terminal_output_fits_and_is_ascii(case: str, width: int) -> None:
+    results = make_results(case, layers=5)
+    for text in (verdict.terminal_table(results, width), verdict.summary(results).text(width)):
+        assert all(len(line) <= width for line in text.splitlines())
+        assert text.isascii()
+
+
+def test_terminal_table_shows_the_better_attention_mode_and_no_silent_mean() -> None:
+    results = make_results("quickstart", layers=3)
+    lines = verdict.terminal_table(results).splitlines()
+    assert lines[0].split() == ["task", "base-Emb", "reas-Emb", "base", "reas", "BoW", "random"]
+    causal = [row["score"] for row in results["benchmark"] if row["model"] == "base" and row["attention"] == "causal"]
+    assert lines[-2].split()[3] == f"{100 * sum(causal) / len(causal):.1f}"
+    broken = verdict.terminal_table(make_results("broken_parts", layers=3)).splitlines()
+    assert broken[-2].split()[4] == "-"
+
+
+def test_wilson_interval_against_known_values() -> None:
+    low, high = reading.wilson(0.05, 40)  # Newcombe's formula, worked by hand
+    assert low == pytest.approx(0.01382, abs=1e-4)
+    assert high == pytest.approx(0.16498, abs=1e-4)
+    assert reading.wilson(0.0, 10)[0] == 0.0
+    assert math.isnan(reading.wilson(0.5, 0)[0])
+
+
+def test_estimate_that_is_not_the_mean_of_the_tasks_is_flagged() -> None:
+    results = make_results("no_advantage", layers=3)
+    results["null_effect"]["estimate"] += 0.2
+    assert any("not the mean of the listed differences" in text for text in verdict.summary(results).warnings)
