@@ -18,7 +18,8 @@ from hrsa_jax.runtime.errors import InputError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_PLAIN_F32 = 0
+_F32, _Q4_0, _Q4_1, _Q8_0 = 0, 2, 3, 8  # ggml type numbers
+_BLOCKS = {_Q4_0: 18, _Q4_1: 20, _Q8_0: 34}  # bytes of a block of 32 numbers, for the types decoded here
 
 #: GGUF architecture -> config.json's model_type
 _ARCHITECTURES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -166,13 +167,15 @@ class GGUFFile:
 
     def read(self, name: str) -> np.ndarray:
         """The whole tensor, dequantised to float32, in torch's axis order."""
+        entry = self.entries[name]
+        raw = np.frombuffer(self._data, np.uint8, entry.size, entry.offset)
+        if entry.kind == _F32:
+            return raw.view(np.float32).reshape(entry.shape)
+        if entry.kind in _BLOCKS:
+            return _dequantize(raw, entry.kind).reshape(entry.shape)
         from gguf import quants
         from gguf.constants import GGMLQuantizationType
 
-        entry = self.entries[name]
-        raw = np.frombuffer(self._data, np.uint8, entry.size, entry.offset)
-        if entry.kind == _PLAIN_F32:
-            return raw.view(np.float32).reshape(entry.shape)
         try:
             values = quants.dequantize(raw.reshape(*entry.shape[:-1], -1), GGMLQuantizationType(entry.kind))
         except NotImplementedError:
@@ -187,6 +190,28 @@ class GGUFFile:
     def pooling(self) -> str | None:
         """The pooling an embedding model's file states, if any."""
         return _POOLING.get(self.metadata.get(f"{self.metadata.get('general.architecture')}.pooling_type", 0))
+
+
+def _dequantize(raw: np.ndarray, kind: int) -> np.ndarray:
+    """The three commonest block types, bit for bit as the gguf package has them, which goes 16 rows at a time.
+
+    A block of 32 is a float16 scale (Q4_1: and offset), then 32 signed bytes, or 16 bytes of low and high nibbles.
+    """
+    blocks = raw.reshape(-1, _BLOCKS[kind])
+    scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    if kind == _Q8_0:
+        return blocks[:, 2:].view(np.int8) * scale
+    header = 4 if kind == _Q4_1 else 2
+    packed = blocks[:, header:]
+    values = np.empty((len(blocks), 32), np.float32)
+    values[:, :16] = packed & 15
+    values[:, 16:] = packed >> 4
+    if kind == _Q4_0:
+        values -= 8
+    values *= scale
+    if kind == _Q4_1:
+        values += blocks[:, 2:4].copy().view(np.float16).astype(np.float32)
+    return values
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:

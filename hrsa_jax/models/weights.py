@@ -6,6 +6,7 @@ parameters and the checkpoint is collected into one error, and each array is the
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.mesh import named_sharding
 
 Index = tuple[slice, ...]
+_THREADS = 4  # layers read (and dequantised) side by side
 
 #: tensors some checkpoints carry that hold nothing of their own
 _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "rope_freqs.weight")
@@ -144,22 +146,21 @@ def _finite(values: np.ndarray) -> bool:
 def _filler(target: _Target, checkpoint: Checkpoint, dtype: Any) -> Callable[[Index], np.ndarray]:
     """The callback that builds any slice of one parameter."""
 
-    def tensor(name: str, index: Index) -> np.ndarray:
+    def copy(name: str, index: Index, out: np.ndarray) -> None:
         stored = checkpoint.read(name, index[::-1] if target.transpose else index)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = (stored.T if target.transpose else stored).astype(dtype)
-            if not _finite(values):
+            np.copyto(out, stored.T if target.transpose else stored, casting="unsafe")
+            if not _finite(out):
                 raise InputError(f"{checkpoint.where(name)}: {name} holds NaN or infinite values")
-        return values
 
     def fill(index: Index) -> np.ndarray:
         full = tuple(slice(*piece.indices(size)) for piece, size in zip(index, target.shape, strict=True))
-        if not target.stacked:
-            return tensor(target.names[0], full)
-        layers = target.names[full[0]]
         out = np.empty([piece.stop - piece.start for piece in full], dtype)
-        for row, name in zip(out, layers, strict=True):
-            row[...] = tensor(name, full[1:])
+        if not target.stacked:
+            copy(target.names[0], full, out)
+            return out
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda name, row: copy(name, full[1:], row), target.names[full[0]], out))
         return out
 
     return fill
