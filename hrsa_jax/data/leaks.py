@@ -9,11 +9,13 @@ from hrsa_jax.data.sources import Pair
 from hrsa_jax.runtime.errors import InputError
 
 _NOT_WORD = re.compile(r"[\W_]+")
+_MINUS = re.compile(r"(?<![\w)])-(?=\d)")
 
 
 def normalised_hash(text: str) -> str:
-    """SHA-256 (16 hex) of the text's letters and digits: case, punctuation, spacing and Unicode form do not count."""
-    plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """SHA-256 (16 hex) of a text's words and signed numbers: case, punctuation, spacing, Unicode form do not count."""
+    plain = _MINUS.sub(" minus ", unicodedata.normalize("NFKC", text).casefold())
+    plain = _NOT_WORD.sub(" ", plain).strip()
     return hashlib.sha256((plain or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

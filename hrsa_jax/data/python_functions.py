@@ -107,9 +107,7 @@ def _functions_under(root: Path, files: Iterable[Path], most_per_file: int | Non
 
 
 def _functions_in(tree: ast.Module, lines: list[str], where: str) -> Iterator[PythonFunction]:
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+    for node in _definitions(tree):
         docstring = ast.get_docstring(node)
         if docstring is None or len(node.body) < 2:
             continue
@@ -117,6 +115,16 @@ def _functions_in(tree: ast.Module, lines: list[str], where: str) -> Iterator[Py
         body = _source_without_docstring(node, lines)
         if _is_usable(summary, body):
             yield PythonFunction(node.name, where, summary, body)
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Function definitions in source order; only statements are visited (expressions are most of a tree)."""
+    for part in ("body", "orelse", "handlers", "finalbody"):
+        inner = getattr(node, part, None)
+        for child in inner if isinstance(inner, list) else ():
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child
+            yield from _definitions(child)
 
 
 def _first_sentence(docstring: str) -> str:

@@ -4,7 +4,7 @@ Retrieval among answers of one family: every candidate has the right form, so th
 is not enough. Worked solutions where the family has them (gsm_symbolic), the written-out answer elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,25 +18,18 @@ _DRAWS_PER_PAIR = 60
 
 @dataclass(frozen=True)
 class ReasoningPair:
-    """One question and its answer; both belong to one split for ever."""
+    """One question and its answer; both belong to one split for ever. `template` numbers the kind of question
+    within a family that is built from templates (gsm_symbolic), 0 elsewhere."""
 
     family: str
     question: str
     answer: str
+    template: int = 0
 
 
 def _worked(entry: dict[str, Any]) -> tuple[str, str]:
     question = entry["question"].removesuffix(" Give the result as your final answer. Do not include units.")
     return question, entry["metadata"]["answer_cot"].partition("####")[0].strip()
-
-
-def _legs(entry: dict[str, Any]) -> tuple[str, str]:
-    """Legs are added up animal by animal without naming one: the reader must know how many each has."""
-    animals = entry["metadata"]["animals"]
-    question = (
-        "How many legs are there in total if you have " + ", ".join(f"{n} {a}s" for a, n in animals.items()) + "?"
-    )
-    return question, f"There are {entry['answer']} legs in total."
 
 
 def _fraction(entry: dict[str, Any]) -> tuple[str, str]:
@@ -49,12 +42,8 @@ def _jumble(entry: dict[str, Any]) -> tuple[str, str]:
     return "Unscramble these words: " + " ".join(entry["metadata"]["scrambled_words"]), entry["answer"]
 
 
-def _polynomial(entry: dict[str, Any]) -> tuple[str, str]:
-    return f"Expand the product {entry['metadata']['polynomial_expr']}", entry["answer"]
-
-
-def _integral(entry: dict[str, Any]) -> tuple[str, str]:
-    return f"Find the antiderivative of {entry['metadata']['integrand']}", entry["answer"]
+def _factors(entry: dict[str, Any]) -> tuple[str, str]:
+    return f"Find the prime factorization of {entry['metadata']['number']}.", entry["answer"]
 
 
 # family -> (reasoning-gym category, options, question and answer from an entry)
@@ -62,8 +51,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], tuple
     "gsm_symbolic": ("arithmetic", {}, _worked),
     "fraction_simplification": ("arithmetic", {}, _fraction),
     "letter_jumble": ("algorithmic", {"max_words": 8}, _jumble),
-    "polynomial_multiplication": ("algebra", {}, _polynomial),
-    "simple_integration": ("algebra", {}, _integral),
+    "prime_factorization": ("arithmetic", {"max_value": 100_000}, _factors),
 }
 WORKED_FAMILY = "gsm_symbolic"
 ANSWER_FAMILIES = tuple(name for name in _FAMILIES if name != WORKED_FAMILY)
@@ -83,6 +71,7 @@ def reasoning_pairs(family: str, n: int, *, split: Split, seed: int) -> list[Rea
     category, options, as_pair = _FAMILIES[family]
     size = min(_DRAWS_PER_PAIR * n + 1000, SEED_SPAN)
     dataset = reasoning_gym_dataset(category, family, seed=seed, size=size, **options)
+    templates = getattr(dataset, "task_indices", None)
     pairs: list[ReasoningPair] = []
     seen: set[str] = set()
     for i in range(size):
@@ -94,19 +83,8 @@ def reasoning_pairs(family: str, n: int, *, split: Split, seed: int) -> list[Rea
         held_out = {is_held_out(entry["question"]), is_held_out(answer)}
         hashes = {normalised_hash(question), normalised_hash(answer)}
         if held_out == {split == "test"} and not hashes & seen:
-            pairs.append(ReasoningPair(family, question, answer))
+            pairs.append(ReasoningPair(family, question, answer, templates[i] if templates else 0))
             seen |= hashes
     if len(pairs) < n:
         raise InputError(f"only {len(pairs)} different {split} pairs of {family} in {size} draws, {n} asked for")
     return pairs
-
-
-def spread_over_families(families: Sequence[str], n: int, *, split: Split, seed: int) -> list[ReasoningPair]:
-    """n pairs, as evenly over the families as n allows."""
-    share, rest = divmod(n, len(families))
-    return [
-        pair
-        for place, family in enumerate(families)
-        if share + (place < rest)
-        for pair in reasoning_pairs(family, share + (place < rest), split=split, seed=seed)
-    ]

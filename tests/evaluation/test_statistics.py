@@ -61,7 +61,7 @@ def test_crossed_interval_covers_and_equivalence_keeps_its_size(tasks, seeds):
 def test_crossed_interval_in_a_large_simulation(tasks, seeds):
     covered, called_equal = coverage_and_size(20_000, tasks, seeds)
     assert 0.87 <= covered <= 0.95
-    assert called_equal <= 0.06
+    assert called_equal <= (0.055 if tasks <= 41 else 0.065)  # few seeds, many tasks: df near 3, a little liberal
 
 
 def test_crossed_interval_against_mean_squares_by_hand():
@@ -142,12 +142,21 @@ def test_verdict_for_a_clear_difference(mean, word):
 
 
 def test_verdict_inconclusive_names_what_would_be_needed():
-    d_TS = centred(8, 3, 0.2, 2.0, seed=1)
+    tasks_T, seeds_S = np.linspace(-2.2, 2.2, 8), np.array([-0.1, 0.0, 0.1])
+    d_TS = tasks_T[:, None] + seeds_S + centred(8, 3, 0.2, 0.2)
     tasks, seeds = needed_sizes(d_TS, 1.0)
-    word = verdict(d_TS, 1.0, positive_control=STRONG_CONTROL_TS)
-    assert word == f"inconclusive (needs about {tasks} tasks or {seeds} seeds)"
     assert 8 < tasks < 1000
-    assert 3 < seeds < 1000
+    assert seeds == 1001
+    word = verdict(d_TS, 1.0, positive_control=STRONG_CONTROL_TS)
+    assert word == f"inconclusive (needs about {tasks} tasks or more than 1000 seeds)"
+
+
+def test_more_seeds_help_when_the_runs_are_noisy():
+    d_TS = draw_tables(1, 12, 3, Components(0.1, 0.1, 4.0), seed=3)[0]
+    tasks, seeds = needed_sizes(d_TS, 1.0)
+    assert 3 < seeds < 100
+    needed = "more than 1000" if tasks > 1000 else tasks
+    assert verdict(d_TS, 1.0) == f"inconclusive (needs about {needed} tasks or {seeds} seeds); sensitivity not shown"
 
 
 def test_verdict_of_one_seed_is_always_inconclusive():
