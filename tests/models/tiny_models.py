@@ -182,3 +182,24 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, *, rms: float = 1e-5, lar
     error = np.abs(ours.astype(np.float64) - theirs)
     assert np.sqrt(np.mean(error**2)) <= rms * scale
     assert error.max() <= largest * scale
+
+
+def tiny_tokenizer(words: int = 60) -> transformers.PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of fewer than 97 ids, trained on a few letters; <s> is put before every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=words, special_tokens=["<pad>", "<s>", "</s>", "<unk>"])
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog 0123456789 . , : ?"] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def save_with_tokenizer(model: torch.nn.Module, folder: Path, **options: Any) -> Path:
+    """A complete model folder, as a user would have it."""
+    tiny_tokenizer().save_pretrained(str(folder))
+    return save(model, folder, **options)
