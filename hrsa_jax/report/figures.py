@@ -110,15 +110,21 @@ def accuracy_panel(results: Mapping[str, Any]) -> str | None:
 def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: str, ylabel: str) -> str | None:
     """Loss by optimiser step, one line per model; long runs get a running mean over the faint raw values."""
     traces = []
-    for key_in_file, entry in sorted((results.get("training") or {}).items()):
+    recorded = dict(results.get("training") or {})
+    if made := (results.get("reasoning") or {}).get("training"):
+        recorded["reasoning"] = made
+    for key_in_file, entry in sorted(recorded.items()):
         name = next((model for model in models if key_in_file == model or key_in_file.startswith(f"{model}-s")), None)
         step, loss = reading.numbers(entry["step"]), reading.numbers(entry["loss"])
         if name is not None and np.isfinite(loss).any():
-            traces.append((name, key_in_file, step, loss))
+            traces.append((name, step, loss))
     if not traces:
         return None
     with panel() as (figure, axes):
-        for name, label, step, loss in traces:
+        drawn = [name for name, *_ in traces]
+        for index, (name, step, loss) in enumerate(traces):
+            seeds = f" ({drawn.count(name)} seeds)" if drawn.count(name) > 1 else ""
+            label = name + seeds if drawn.index(name) == index else None
             style: Any = "-" if models.index(name) == 0 else (0, (4, 1.5))
             window = max(1, len(loss) // 20)
             if window > 2:

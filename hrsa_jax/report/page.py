@@ -82,6 +82,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "variant": {
             "method": str((results.get("reasoning") or {}).get("method") or "not stated"),
             "label": verdict.variant_label(results),
+            "loss_change": tables.loss_change_text(results),
             "failed": results.get("reasoning") is not None and verdict.variant_failed(results),
         },
         "tuning": _tuning_panels(results),

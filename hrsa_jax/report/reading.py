@@ -208,13 +208,15 @@ def wilson(rate: float, n: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on held-out questions, its 95% Wilson interval, and the loss on held-out solutions (nats a token)."""
+    """Accuracy on held-out questions, its 95% Wilson interval; loss on held-out solutions (nats a token), likewise."""
 
     rate: float
     n: float
     low: float
     high: float
     loss: float
+    loss_low: float
+    loss_high: float
 
 
 def accuracy(results: Mapping[str, Any], when: str) -> Accuracy | None:
@@ -226,4 +228,12 @@ def accuracy(results: Mapping[str, Any], when: str) -> Accuracy | None:
     low, high = (number(bound) for bound in (entry.get("interval95") or (None, None)))
     if math.isnan(low) or math.isnan(high):
         low, high = wilson(rate, n)
-    return Accuracy(rate, n, low, high, loss)
+    loss_low, loss_high = (number(bound) for bound in (entry.get("solution_loss_interval95") or (None, None)))
+    return Accuracy(rate, n, low, high, loss, loss_low, loss_high)
+
+
+def loss_change(results: Mapping[str, Any]) -> tuple[float, float, float]:
+    """(change, low, high) of the held-out solution loss relative to before, paired by problem; NaN where missing."""
+    entry = (results.get("reasoning") or {}).get("loss_change") or {}
+    low, high = (number(bound) for bound in (entry.get("interval95") or (None, None)))
+    return number(entry.get("relative")), low, high

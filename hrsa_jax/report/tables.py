@@ -171,14 +171,14 @@ def reasoning(results: Mapping[str, Any]) -> Table | None:
         share = "not measured"
         if not math.isnan(entry.rate):
             share = f"{100 * entry.rate:.1f}% [{100 * entry.low:.1f}, {100 * entry.high:.1f}]"
-        loss = "not measured" if math.isnan(entry.loss) else f"{entry.loss:.3f}"
+        loss = estimate_text(entry.loss, entry.loss_low, entry.loss_high)
         asked = "not stated" if math.isnan(entry.n) else f"{entry.n:.0f}"
         body.append((Cell(name), Cell(asked), Cell(share), Cell(loss)))
     columns = (
         Column("model"),
         Column("questions"),
         Column("accuracy, 95% interval"),
-        Column("solution loss (nats a token)"),
+        Column("solution loss, nats a token"),
     )
     return Table(columns, tuple(body)) if body else None
 
@@ -247,13 +247,25 @@ def flat(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
+def loss_change_text(results: Mapping[str, Any]) -> str:
+    """The change of the held-out solution loss in words, empty when it was not measured."""
+    change, low, high = reading.loss_change(results)
+    if math.isnan(change):
+        return ""
+    interval = "no interval" if math.isnan(low) else f"95% interval {100 * low:+.1f}% to {100 * high:+.1f}%"
+    return f"Loss on held-out solutions, paired by problem: {100 * change:+.1f}% ({interval})."
+
+
 def variant_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Whatever else the study recorded about the reasoning variant."""
     made = results.get("reasoning") or {}
-    known = ("method", "label", "before", "after", "accuracy", "n", "interval95", "solution_loss")
+    known = (
+        "method label before after training loss_change accuracy n interval95 solution_loss solution_loss_interval95"
+    )
+    shown_elsewhere = known.split()
     nested = {f"{name} {when}": v for when in ("before", "after") for name, v in (made.get(when) or {}).items()
-              if name not in known}  # fmt: skip
-    return facts({**{name: value for name, value in made.items() if name not in known}, **nested})
+              if name not in shown_elsewhere}  # fmt: skip
+    return facts({**{name: value for name, value in made.items() if name not in shown_elsewhere}, **nested})
 
 
 def facts(mapping: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -117,7 +117,7 @@ def variant_failed(results: Mapping[str, Any]) -> bool:
     reasoning = results.get("reasoning") or {}
     text = str(reasoning.get("label") or "").lower()
     if text:
-        return " not " in f" {text} " or text.startswith("no ")
+        return "rose significantly" not in text
     before, after = reading.accuracy(results, "before"), reading.accuracy(results, "after")
     if before is None or after is None or not (before.n > 0 and after.n > 0):
         return True
@@ -183,9 +183,11 @@ def _benchmark_text(results: Mapping[str, Any], word: str) -> str:
         f"margin {'not stated' if math.isnan(margin) else f'+/-{margin:g} points'})."
     )
     if results.get("reasoning") is not None and variant_failed(results):
-        text += f" Read this with care: of the reasoning variant, {variant_label(results)}."
+        text += f' Read this with care: the reasoning variant is labelled "{variant_label(results)}".'
     if results.get("demonstration"):
-        label = str(results.get("label") or "Demonstration: small model, small offline tasks").rstrip(".")
+        label = str(results.get("label") or "small model, small offline tasks").rstrip(".")
+        if not label.lower().startswith("demonstration"):
+            label = f"This is a demonstration: {label}"
         text += f" {label}. It is not evidence about reasoning models in general."
     return text
 

@@ -111,6 +111,9 @@ def test_failed_variant_is_marked_wherever_it_is_named(pages: dict[str, str]) ->
     assert "reasoning-Emb†" in pages["quickstart"]
     assert "† Reasoning variant: accuracy did not rise significantly." in pages["quickstart"]
     assert "†" not in pages["advantage"]
+    assert (
+        "Loss on held-out solutions, paired by problem: -24.5% (95% interval -29.0% to -20.0%)." in pages["quickstart"]
+    )
 
 
 def test_benchmark_table_marks_the_best_and_keeps_every_number() -> None:

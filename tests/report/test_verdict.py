@@ -80,6 +80,16 @@ def test_a_failed_variant_is_said_to_have_failed() -> None:
     assert not verdict.variant_failed(make_results("advantage", layers=3))
 
 
+def test_a_variant_that_fell_or_was_not_measured_has_not_risen() -> None:
+    results = make_results("quickstart", layers=3)
+    for label in ("accuracy fell significantly (Wilson intervals disjoint)", "not measured by this run"):
+        results["reasoning"]["label"] = label
+        assert verdict.variant_failed(results)
+        assert label in verdict.summary(results).paragraphs[0].answer
+    results["reasoning"]["label"] = "accuracy rose significantly (Wilson intervals disjoint)"
+    assert not verdict.variant_failed(results)
+
+
 def test_an_unlabelled_variant_is_judged_by_its_counts() -> None:
     results = make_results("quickstart", layers=3)
     del results["reasoning"]["label"]
