@@ -22,7 +22,7 @@ _F32, _Q4_0, _Q4_1, _Q8_0 = 0, 2, 3, 8  # ggml type numbers
 _BLOCKS = {_Q4_0: 18, _Q4_1: 20, _Q8_0: 34}  # bytes of a block of 32 numbers, for the types decoded here
 
 #: GGUF architecture -> config.json's model_type
-_ARCHITECTURES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # Mistral files say llama
 
 #: architecture key -> config.json field
 _FIELDS = {
@@ -284,7 +284,7 @@ def _llama3_scaling(file: GGUFFile, fields: Mapping[str, Any]) -> dict[str, Any]
     divisors = file.read("rope_freqs.weight")
     head_dim, theta = fields.get("head_dim"), fields.get("rope_theta")
     if isinstance(head_dim, int) and isinstance(theta, float) and divisors.shape == (head_dim // 2,):
-        rope = RopeConfig("llama3", theta, float(divisors.max()), original_max_position_embeddings=8192)
+        rope = RopeConfig("llama3", theta, round(float(divisors.max()), 3), original_max_position_embeddings=8192)
         plain, _ = inverse_frequencies(RopeConfig(theta=theta), head_dim)
         banded, _ = inverse_frequencies(rope, head_dim)
         if np.allclose(plain / banded, divisors, rtol=1e-4):

@@ -37,5 +37,4 @@ MISTRAL = Family(
     biases=_biases,
     windows=_windows,
     spell=_spell,
-    gguf_permuted=True,
 )

