@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from hrsa_jax.report import reading
 from hrsa_jax.report.svg import COLOURS, panel, shorten, to_svg
@@ -102,7 +103,7 @@ def accuracy_panel(results: Mapping[str, Any]) -> str | None:
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
         top = max(100 * entry.high for _, entry in drawn if not math.isnan(entry.high)) if drawn else 100
-        axes.set(ylim=(-0.6, len(drawn) - 0.2), xlim=(-0.07 * top, min(103.0, 1.15 * top + 2)))
+        axes.set(ylim=(-0.6, len(drawn) - 0.2), xlim=(-0.1 * top, min(103.0, 1.15 * top + 2)))
         axes.set_xlabel("correct answers (%)")
         return to_svg(figure, "accuracy")
 
@@ -117,7 +118,8 @@ def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: st
         name = next((model for model in models if key_in_file == model or key_in_file.startswith(f"{model}-s")), None)
         step, loss = reading.numbers(entry["step"]), reading.numbers(entry["loss"])
         if name is not None and np.isfinite(loss).any():
-            traces.append((name, step, loss))
+            finite = np.isfinite(loss)
+            traces.append((name, step[finite], loss[finite]))
     if not traces:
         return None
     with panel() as (figure, axes):
@@ -133,6 +135,7 @@ def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: st
             axes.plot(x, y, color=COLOURS[name], linestyle=style, label=label)
             if len(x) < 4:
                 axes.plot(x, y, "o", color=COLOURS[name], markersize=5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(ylabel)
         axes.legend(loc="upper right")
@@ -140,11 +143,7 @@ def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: st
 
 
 def _running_mean(step: np.ndarray, loss: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the last `window` finite losses at each step from the window-th on."""
-    finite = np.isfinite(loss)
-    step, loss = step[finite], loss[finite]
-    if len(loss) < window:
-        return step, loss
+    """The mean of the last `window` losses at each step from the window-th on."""
     return step[window - 1 :], np.convolve(loss, np.full(window, 1 / window), mode="valid")
 
 
