@@ -1,0 +1,210 @@
+"""Linear CKA between every layer of one model and every layer of another, by whichever of two exact forms costs less.
+
+Gram form: tiles of all L + M Gram matrices at once, upper triangle only, so n is bounded by time and not by memory.
+Covariance form: |X_l'Y_m|^2 one pair of layers at a time, linear in n. Both give the same numbers (HRSA.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from hrsa_jax.hrsa.cka_texts import ratio
+from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_labels, to_pair, unit_rms
+
+TILE = 512  # rows of a Gram tile: (L + M) x 512 x 512 floats are alive at once
+Weight = Callable[[Array, Array], Array]
+
+
+class Hsics(NamedTuple):
+    """HSIC of all layer pairs, up to one common factor: xy (L, M), xx (L,), yy (M,)."""
+
+    xy: Array
+    xx: Array
+    yy: Array
+
+
+def cka_matrix(
+    xs_LND: ArrayLike, ys_MND: ArrayLike, *, debiased: bool = True, groups: ArrayLike | None = None
+) -> Array:
+    """`linear_cka` of all layer pairs: xs (L, n, p), ys (M, n, q) over the same samples -> (L, M).
+
+    groups (n,): the text of each row, as in `linear_cka` (debiased only; always the Gram form).
+    NaN and ValueError as in `linear_cka`.
+    """
+    a, b = to_pair(xs_LND, ys_MND, ndims=(3,))
+    n = a.shape[1]
+    if groups is not None:
+        labels, texts = to_labels(groups, n)
+        if debiased:
+            return _text_matrix(a, b, labels, texts)
+    if n < (4 if debiased else 2):
+        return jnp.full((len(a), len(b)), jnp.nan, a.dtype)
+    return _matrix(a, b, debiased, gram_is_cheaper(len(a), len(b), n, a.shape[2], b.shape[2]))
+
+
+def gram_is_cheaper(layers_x: int, layers_y: int, n: int, p: int, q: int) -> bool:
+    """Multiply-adds of the two forms, the Gram form over its upper triangle."""
+    gram = n * n / 2 * (layers_x * p + layers_y * q + layers_x * layers_y)
+    covariance = n * (layers_x * layers_y * p * q + layers_x * p * p + layers_y * q * q)
+    return gram <= covariance
+
+
+@partial(jax.jit, static_argnames=("debiased", "by_gram"))
+def _matrix(xs_LND: Array, ys_MND: Array, debiased: bool, by_gram: bool) -> Array:
+    xs, ys = jax.lax.map(unit_rms, xs_LND), jax.lax.map(unit_rms, ys_MND)
+    hsics = (gram_hsics if by_gram else covariance_hsics)(xs, ys, debiased)
+    return ratio(hsics.xy, hsics.xx[:, None], hsics.yy)
+
+
+def covariance_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
+    """All HSICs from cross-covariances of unit-RMS stacks, one (p, q) product alive at a time."""
+
+    def cross(x: Array, y: Array) -> Array:
+        return (matmul(x.T, y) ** 2).sum(1).sum()
+
+    crosses = Hsics(
+        xy=jax.lax.map(lambda x: jax.lax.map(lambda y: cross(x, y), ys), xs),
+        xx=jax.lax.map(lambda x: cross(x, x), xs),
+        yy=jax.lax.map(lambda y: cross(y, y), ys),
+    )
+    if not debiased:
+        return crosses
+    n = xs.shape[1]
+    norms = _norms(xs, ys)
+    return jax.tree.map(lambda c, g, pq: c - g * n / (n - 2) + pq / (n - 1) / (n - 2), crosses, *_norm_terms(*norms))
+
+
+def gram_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
+    """All HSICs from Gram tiles of unit-RMS stacks; the diagonal is left out before anything is summed."""
+    n = xs.shape[1]
+    crosses = _tile_products(xs, ys, (lambda i, j: (i != j).astype(xs.dtype)) if debiased else None)
+    if not debiased:
+        return crosses
+    # rows of a centred Gram matrix sum to 0, so with the diagonal out row a sums to -p_a
+    return jax.tree.map(
+        lambda c, g, pq: c - 2 * g / (n - 2) + pq / (n - 1) / (n - 2), crosses, *_norm_terms(*_norms(xs, ys))
+    )
+
+
+def _norms(xs: Array, ys: Array) -> tuple[Array, Array]:
+    return (xs**2).sum(2), (ys**2).sum(2)
+
+
+def _norm_terms(p_LN: Array, q_MN: Array) -> tuple[Hsics, Hsics]:
+    """g = sum_a p_a q_a and P Q for every pair of layers."""
+    p_sum, q_sum = p_LN.sum(1), q_MN.sum(1)
+    g = Hsics(matmul(p_LN, q_MN.T), (p_LN**2).sum(1), (q_MN**2).sum(1))
+    return g, Hsics(p_sum[:, None] * q_sum, p_sum**2, q_sum**2)
+
+
+def _tile_products(xs: Array, ys: Array, weight: Weight | None) -> Hsics:
+    """sum_ij w(i, j) k_ij l_ij of every pair of Gram matrices, over tiles of the upper triangle.
+
+    weight(i (t, 1), j (1, t)) gives w for row numbers; padded rows are zero and add nothing.
+    """
+    n = xs.shape[1]
+    tile = min(TILE, n)
+    count = -(-n // tile)
+    xs, ys = (jnp.pad(s, ((0, 0), (0, count * tile - n), (0, 0))) for s in (xs, ys))
+    first, second = (jnp.asarray(index, jnp.int32) for index in np.triu_indices(count))
+
+    def grams(stack: Array, i: Array, j: Array) -> Array:
+        rows, columns = (jax.lax.dynamic_slice_in_dim(stack, k * tile, tile, 1) for k in (i, j))
+        return einsum("lad,lbd->lab", rows, columns)
+
+    def one_tile(total: Hsics, ij: tuple[Array, Array]) -> tuple[Hsics, None]:
+        i, j = ij
+        k, m = grams(xs, i, j), grams(ys, i, j)
+        own = jnp.arange(tile)
+        w = jnp.where(i == j, 1.0, 2.0).astype(k.dtype)
+        if weight is not None:
+            w = w * weight((i * tile + own)[:, None], (j * tile + own)[None, :])
+        wk = w * k
+        found = Hsics(
+            xy=matmul(wk.reshape(len(k), -1), m.reshape(len(m), -1).T),
+            xx=(wk * k).sum((1, 2)),
+            yy=(w * m * m).sum((1, 2)),
+        )
+        return jax.tree.map(jnp.add, total, found), None
+
+    layers_x, layers_y = len(xs), len(ys)
+    start = Hsics(*(jnp.zeros(shape, xs.dtype) for shape in ((layers_x, layers_y), layers_x, layers_y)))
+    return jax.lax.scan(one_tile, start, (first, second))[0]
+
+
+# ---- pairs of different texts only (the statistic of cka_texts, for all layer pairs) -------------------------------
+
+
+@partial(jax.jit, static_argnames="texts")
+def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Array:
+    n = xs_LND.shape[1]
+    xs, ys = jax.lax.map(unit_rms, xs_LND), jax.lax.map(unit_rms, ys_MND)
+    sizes = jax.ops.segment_sum(jnp.ones(n, xs.dtype), labels, texts)
+    f = sizes / n
+    spread = (f**2).sum()
+
+    def weight(i: Array, j: Array) -> Array:
+        row, column = f[labels[i]], f[labels[j]]  # padded row numbers clamp; their kernels are zero
+        others = (1 - row - column) ** 2 - (spread - row**2 - column**2)
+        return jnp.where(labels[i] == labels[j], 0.0, others)
+
+    pairs = _tile_products(xs, ys, weight)
+    sums = [jax.lax.map(lambda x: jax.ops.segment_sum(x, labels, texts), s) for s in (xs, ys)]
+    quads = _quads(*(einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums))
+    triples = _triples(xs, ys, sums[0], sums[1], labels, f)
+    hsics = jax.tree.map(lambda a, b, c: a + b / n**2 - 2 * c / n, pairs, quads, triples)
+    value = ratio(hsics.xy, hsics.xx[:, None], hsics.yy)
+    return jnp.where((sizes > 0).sum() >= 4, value, jnp.nan)
+
+
+def _quads(k_LTT: Array, l_MTT: Array) -> Hsics:
+    """Sum of K_st L_uv over four different texts, from text kernels with zero diagonals."""
+
+    def term(total: Array, rows: Array, both: Array) -> Array:
+        return total - 4 * rows + 2 * both
+
+    rk, rl = k_LTT.sum(2), l_MTT.sum(2)
+    k, m = k_LTT.reshape(len(rk), -1), l_MTT.reshape(len(rl), -1)
+    return Hsics(
+        term(rk.sum(1)[:, None] * rl.sum(1), matmul(rk, rl.T), matmul(k, m.T)),
+        term(rk.sum(1) ** 2, (rk**2).sum(1), (k**2).sum(1)),
+        term(rl.sum(1) ** 2, (rl**2).sum(1), (m**2).sum(1)),
+    )
+
+
+def _triples(xs: Array, ys: Array, x_sums: Array, y_sums: Array, labels: Array, f: Array) -> Hsics:
+    """Sum of P_it Q_iu (1 - f_i - f_t - f_u) over different texts s(i), t, u, one tile of rows at a time."""
+    n = xs.shape[1]
+    tile = min(TILE, n)
+    padding = -n % tile
+    own_text = jnp.pad(labels, (0, padding), constant_values=len(f)).reshape(-1, tile)
+    own_f = jnp.pad(f[labels], (0, padding)).reshape(-1, tile)
+
+    def tiles(stack: Array) -> Array:
+        padded = jnp.pad(stack, ((0, 0), (0, padding), (0, 0)))
+        return padded.reshape(len(stack), -1, tile, stack.shape[2]).swapaxes(0, 1)
+
+    def one_tile(total: Hsics, rows: tuple[Array, ...]) -> tuple[Hsics, None]:
+        x, y, text, f_i = rows
+        other = text[:, None] != jnp.arange(len(f))
+        p, q = (jnp.where(other, einsum("lad,ltd->lat", r, s), 0.0) for r, s in ((x, x_sums), (y, y_sums)))
+        left = (1 - f_i)[:, None] - 2 * f
+
+        def term(p: Array, q: Array, product: str) -> Array:
+            r, c, rn, cn = p.sum(2), q.sum(2), matmul(p, f), matmul(q, f)
+            rows_part = einsum(product, r * (1 - f_i) - rn, c) - einsum(product, r, cn)
+            flat = (len(p), -1), (len(q), -1)
+            return rows_part - einsum(product, (p * left).reshape(flat[0]), q.reshape(flat[1]))
+
+        found = Hsics(term(p, q, "la,ma->lm"), term(p, p, "la,la->l"), term(q, q, "la,la->l"))
+        return jax.tree.map(jnp.add, total, found), None
+
+    start = Hsics(*(jnp.zeros(shape, xs.dtype) for shape in ((len(xs), len(ys)), len(xs), len(ys))))
+    return jax.lax.scan(one_tile, start, (tiles(xs), tiles(ys), own_text, own_f))[0]
