@@ -1,0 +1,220 @@
+"""The contrastive step: its loss and gradients against torch, and equal for any packing, chunking and mesh."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hrsa_jax.data.packing import PackedRows
+from hrsa_jax.data.prompts import query_prompt
+from hrsa_jax.embedding.step import ContrastiveBatch, ConversionConfig, contrastive_loss_fn, conversion_batches
+from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
+from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import make_mesh, shard_batch
+
+CONFIG = ConversionConfig(
+    steps=2, batch_size=4, hard_negatives=2, row_length=64, max_segments=8, dtype="float32", remat=False
+)
+
+
+def loss_and_gradients(decoder, config, batch, *, lora=False):
+    graphdef, trainable, frozen = split_trainable(decoder, lora=lora)
+    compute = jax.jit(jax.value_and_grad(contrastive_loss_fn(graphdef, config), has_aux=True))
+    (loss, metrics), grads = compute(trainable, frozen, batch)
+    return float(loss), metrics, {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(grads)}
+
+
+def assert_same(one, other, rtol=1e-5):
+    assert one[0] == pytest.approx(other[0], rel=rtol)
+    assert one[2].keys() == other[2].keys()
+    for name, gradient in one[2].items():
+        scale = float(jnp.abs(gradient).max())
+        assert scale > 0 or "lora" in name, name
+        np.testing.assert_allclose(other[2][name], gradient, atol=rtol * scale + 1e-12, rtol=0, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def reference(backbone, build_pairs):
+    batch_at, _ = conversion_batches(build_pairs(), backbone.tokenizer, CONFIG, row_multiple=8)
+    batch = batch_at(0)
+    return batch, loss_and_gradients(backbone.decoder, CONFIG, batch)
+
+
+def unpacked(batch, max_segments):
+    """The same texts, one a row (padded instead of packed)."""
+    tokens, segments, positions, mask = (np.asarray(x) for x in batch.rows)
+    texts = [(r, s) for r in range(len(tokens)) for s in range(1, segments[r].max() + 1)]
+    shape = (len(texts), tokens.shape[1])
+    rows = PackedRows(*(np.zeros(shape, x.dtype) for x in batch.rows))
+    place = {}
+    for number, (row, segment) in enumerate(texts):
+        here = segments[row] == segment
+        n = here.sum()
+        for new, old in zip(rows, (tokens, np.ones_like(tokens), positions, mask), strict=True):
+            new[number, :n] = old[row][here]
+        place[row * max_segments + segment - 1] = number * max_segments
+    move = np.vectorize(place.get)
+    return batch._replace(rows=rows, query_slot_Q=move(batch.query_slot_Q), passage_slot_P=move(batch.passage_slot_P))
+
+
+def test_loss_and_every_gradient_equal_torch(backbone, build_pairs, reference, tmp_path):
+    """Plain formula in torch: each text alone, mean over its own tokens, all passages of the batch."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    batch, (loss, _, grads) = reference
+    backbone.with_decoder(backbone.decoder, "reference").export(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"is_causal": False}))
+    model = transformers.AutoModel.from_pretrained(str(tmp_path), dtype=torch.float64)
+    tokens, segments, _, mask = (np.asarray(x) for x in batch.rows)
+
+    def vector(slot):
+        row, segment = slot // CONFIG.max_segments, slot % CONFIG.max_segments + 1
+        here = segments[row] == segment
+        states = model(input_ids=torch.tensor(tokens[row][here][None].astype(np.int64))).last_hidden_state[0]
+        return torch.nn.functional.normalize(states[torch.tensor(mask[row][here])].mean(0), dim=0)
+
+    queries = torch.stack([vector(slot) for slot in batch.query_slot_Q])
+    passages = torch.stack([vector(slot) for slot in batch.passage_slot_P])
+    logits = (queries @ passages.T / CONFIG.temperature).masked_fill(~torch.tensor(batch.mask_QP), float("-inf"))
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(batch.positive_Q, dtype=torch.int64))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    theirs = dict(model.named_parameters())
+    for ours, name in (("q_proj", "self_attn.q_proj"), ("v_proj", "self_attn.v_proj"), ("down_proj", "mlp.down_proj")):
+        stacked = next(v for k, v in grads.items() if ours in k)
+        for layer in range(2):
+            gradient = theirs[f"layers.{layer}.{name}.weight"].grad.numpy().T
+            np.testing.assert_allclose(stacked[layer], gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+    embed = next(v for k, v in grads.items() if "embed" in k)
+    gradient = theirs["embed_tokens.weight"].grad.numpy()
+    np.testing.assert_allclose(embed, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+
+
+def test_packed_equals_padded(backbone, reference):
+    batch, expected = reference
+    assert_same(expected, loss_and_gradients(backbone.decoder, CONFIG, unpacked(batch, CONFIG.max_segments)))
+
+
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_any_number_of_chunks_gives_the_same(backbone, reference, chunks):
+    config = dataclasses.replace(CONFIG, chunks=chunks, remat=chunks == 4)
+    assert_same(reference[1], loss_and_gradients(backbone.decoder, config, reference[0]))
+
+
+def test_eight_devices_equal_one(build_backbone, build_pairs):
+    backbone = build_backbone()
+    config = dataclasses.replace(CONFIG, batch_size=8, chunks=2)
+    batch_at, _ = conversion_batches(build_pairs(24), backbone.tokenizer, config, row_multiple=8)
+    batch = batch_at(0)
+    assert batch.rows.tokens_RT.shape[0] % 16 == 0
+    expected = loss_and_gradients(backbone.decoder, dataclasses.replace(config, chunks=1), batch)
+    mesh = make_mesh(data=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        replicated = jax.device_put(backbone.decoder, jax.NamedSharding(mesh, jax.P()))
+        placed = shard_batch(mesh, batch)
+        assert len(placed.rows.tokens_RT.sharding.device_set) == 8
+        got = loss_and_gradients(replicated, config, placed)
+    assert_same(expected, got)
+
+
+def test_lora_gradients_are_of_the_adapters_only(backbone, reference):
+    adapted = add_lora(backbone.decoder, LoRAConfig(rank=2), seed=0)
+    loss, metrics, grads = loss_and_gradients(adapted, CONFIG, reference[0], lora=True)
+    assert loss == pytest.approx(reference[1][0], rel=1e-5)  # a fresh adapter changes nothing
+    assert len(grads) == 14
+    assert all("lora" in name for name in grads)
+    assert set(metrics) == {"gap", "alignment", "uniformity", "tokens", "padding"}
+    assert all(np.ndim(value) == 0 for value in metrics.values())
+
+
+def test_bfloat16_computes_float32_gradients_close_to_float32(backbone, reference):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    loss, _, grads = loss_and_gradients(backbone.decoder, config, reference[0])
+    assert loss == pytest.approx(reference[1][0], rel=0.1)
+    for name, gradient in grads.items():
+        assert gradient.dtype == jnp.float32
+        cosine = np.vdot(gradient, reference[1][2][name]) / (
+            np.linalg.norm(gradient) * np.linalg.norm(reference[1][2][name])
+        )
+        assert cosine > 0.98, name
+
+
+def test_batches_have_one_shape_and_hold_what_was_drawn(backbone, build_pairs):
+    pairs = build_pairs(9, dataset="a") + build_pairs(14, dataset="b")
+    config = dataclasses.replace(CONFIG, steps=7)
+    batch_at, stats = conversion_batches(pairs, backbone.tokenizer, config, row_multiple=2)
+    batches = [batch_at(step) for step in range(7)]
+    assert len({tuple(leaf.shape for leaf in jax.tree.leaves(batch)) for batch in batches}) == 1
+    jax.tree.map(np.testing.assert_array_equal, batch_at(3), batches[3])
+    assert stats["purity"] == 1.0
+    assert stats["datasets"] == {"a": 9, "b": 14}
+    assert stats["rows_per_batch"] % 2 == 0
+    assert 0 <= stats["padding_share"] < 1
+    again = conversion_batches(pairs, backbone.tokenizer, config)[1]["data_order_hash"]
+    assert stats["data_order_hash"] == again
+    other = conversion_batches(pairs, backbone.tokenizer, dataclasses.replace(config, seed=1))[1]
+    assert other["data_order_hash"] != again
+
+
+def decoded_slots(batch, tokenizer, slots, max_segments):
+    texts = []
+    for slot in slots:
+        row, segment = divmod(int(slot), max_segments)
+        here = batch.rows.segment_ids_RT[row] == segment + 1
+        texts.append(tokenizer.decode(batch.rows.tokens_RT[row][here].tolist()))
+    return texts
+
+
+def test_slots_lead_to_the_right_texts(backbone, build_pairs):
+    pairs = build_pairs()
+    batch_at, _ = conversion_batches(pairs, backbone.tokenizer, CONFIG)
+    batch = batch_at(1)
+    queries = decoded_slots(batch, backbone.tokenizer, batch.query_slot_Q, CONFIG.max_segments)
+    passages = decoded_slots(batch, backbone.tokenizer, batch.passage_slot_P, CONFIG.max_segments)
+    by_query = {query_prompt(pair.instruction) + pair.query: pair for pair in pairs}
+    for number, query in enumerate(queries):
+        pair = by_query[query]
+        group = passages[number * 3 : number * 3 + 3]
+        assert group[0] in pair.positives
+        assert set(group[1:]) <= set(pair.negatives)
+        assert batch.positive_Q[number] == number * 3
+
+
+def test_known_positives_and_missing_negatives_are_masked(backbone, build_pairs):
+    pairs = build_pairs(4)
+    pairs[1] = dataclasses.replace(pairs[1], negatives=())
+    pairs[2] = dataclasses.replace(pairs[2], positives=pairs[2].positives[:1], negatives=pairs[3].positives)
+    pairs[3] = dataclasses.replace(pairs[3], query=pairs[2].query, positives=pairs[3].positives[:1])
+    config = dataclasses.replace(CONFIG, steps=1)
+    batch = conversion_batches(pairs, backbone.tokenizer, config)[0](0)
+    queries = decoded_slots(batch, backbone.tokenizer, batch.query_slot_Q, config.max_segments)
+    passages = decoded_slots(batch, backbone.tokenizer, batch.passage_slot_P, config.max_segments)
+    bare = next(i for i, query in enumerate(queries) if query.endswith(pairs[1].query))
+    assert not batch.mask_QP[:, bare * 3 + 1 : bare * 3 + 3].any()
+    for row, query in enumerate(queries):
+        known = {p for pair in pairs if query.endswith(pair.query) for p in pair.positives}
+        for column, passage in enumerate(passages):
+            masked = passage in known and column != row * 3
+            assert batch.mask_QP[row, column] == (not masked and column - bare * 3 not in (1, 2))
+    plain = conversion_batches(pairs, backbone.tokenizer, dataclasses.replace(config, mask_false_negatives=False))[0](0)
+    assert plain.mask_QP.sum() == 4 * 10
+
+
+def test_pairs_without_any_negatives_need_no_places(backbone, build_pairs):
+    batch = conversion_batches(build_pairs(negatives=0), backbone.tokenizer, CONFIG)[0](0)
+    assert isinstance(batch, ContrastiveBatch)
+    assert batch.passage_slot_P.shape == (4,)
+
+
+def test_refusals(backbone, build_pairs):
+    with pytest.raises(InputError, match="fewer than the batch of 40"):
+        conversion_batches(build_pairs(), backbone.tokenizer, dataclasses.replace(CONFIG, batch_size=40))
+    with pytest.raises(InputError, match="chunks=0"):
+        dataclasses.replace(CONFIG, chunks=0)
+    empty = [dataclasses.replace(pair, positives=("",)) for pair in build_pairs()]
+    with pytest.raises(InputError, match="passage '' has no tokens"):
+        conversion_batches(empty, backbone.tokenizer, CONFIG)
