@@ -71,6 +71,11 @@ def stacked_linears(decoder: "Decoder") -> dict[str, "Linear"]:
     return {name: getattr(decoder.blocks, name) for name in TARGETS}
 
 
+def has_lora(decoder: "Decoder") -> bool:
+    """True when at least one layer has adapters."""
+    return any(linear.lora is not None for linear in stacked_linears(decoder).values())
+
+
 def _adapters(decoder: "Decoder") -> dict[str, LoRA]:
     found = {name: linear.lora for name, linear in stacked_linears(decoder).items() if linear.lora is not None}
     if not found:

@@ -114,7 +114,7 @@ def sft_batches(
         chosen = order[index * config.rows : (index + 1) * config.rows]
         return SolutionBatch(*(array[chosen] for array in everything))
 
-    stats = {
+    facts = {
         "problems": len(kept),
         "dropped": len(problems) - len(kept),
         "rows": layout.rows,
@@ -122,11 +122,11 @@ def sft_batches(
         "padding_share": layout.padding_share,
         "solution_tokens": float(np.mean([len(ids) - start for ids, start in kept])),
     }
-    return batch_at, stats
+    return batch_at, facts
 
 
-def _token_logps(decoder: Decoder, batch: SolutionBatch, dtype: Any, remat: bool, block: int) -> jax.Array:
-    """log p of the scored tokens, float32 (R, M); logits are formed at scored positions only."""
+def token_logps(decoder: Decoder, batch: SolutionBatch, dtype: Any, remat: bool, block: int) -> jax.Array:
+    """log p of a batch's scored tokens, float32 (R, M); logits are formed at scored positions only."""
     last_RTD = decoder(
         batch.tokens_RT,
         batch.segment_ids_RT,
@@ -144,7 +144,7 @@ def sft_loss_fn(graphdef: Any, config: SFTConfig) -> Callable[[Any, Any, Solutio
 
     def loss_fn(trainable: Any, frozen: Any, batch: SolutionBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
         decoder = nnx.merge(graphdef, trainable, frozen)
-        logp_RM = _token_logps(decoder, batch, jnp.dtype(config.dtype), config.remat, config.block)
+        logp_RM = token_logps(decoder, batch, jnp.dtype(config.dtype), config.remat, config.block)
         tokens = jnp.sum(batch.weight_RM)
         loss = -jnp.sum(logp_RM * batch.weight_RM) / jnp.maximum(tokens, 1)
         return loss, {"solution_tokens": tokens, "tokens": jnp.sum(batch.segment_ids_RT > 0)}
@@ -194,7 +194,7 @@ def _ratio_interval(top_N: np.ndarray, bottom_N: np.ndarray) -> tuple[float, flo
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _scored(decoder: Decoder, batch: SolutionBatch, dtype: Any) -> jax.Array:
-    return _token_logps(decoder, batch, dtype, False, 128)
+    return token_logps(decoder, batch, dtype, False, 128)
 
 
 def solution_loss(

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from hrsa_jax.models.config import ModelConfig, RopeConfig
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.generate import Samples
 from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
@@ -17,47 +16,7 @@ from hrsa_jax.reasoning import sft, tasks
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, make_step
 
-ALPHABET = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyzQSA0123456789 :\n+-*=#."]
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=len(ALPHABET),
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    rms_norm_eps=1e-5,
-    rope=RopeConfig(),
-    tie_word_embeddings=True,
-    qkv_bias=False,
-    output_bias=False,
-    mlp_bias=False,
-    qk_norm=False,
-    windows=(None, None),
-    max_position_embeddings=512,
-)
 SETTINGS = sft.SFTConfig(rows=2, row_length=96, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One token per character, a BOS id in front, as many checkpoints add it."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, unk_token="."))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-
-
-@pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    model = Decoder(CONFIG, seed=0)
-    model.embed[...] = model.embed[...] * 20
-    return model
 
 
 def _problems(n: int) -> list[tasks.Problem]:
@@ -212,7 +171,7 @@ def test_accuracy_counts_what_the_sampler_returned(decoder, tokenizer, monkeypat
     result = sft.accuracy(decoder, tokenizer, problems, max_new_tokens=9)
     assert (result.rate, result.n, result.share_truncated, result.share_well_formed) == (0.5, 4, 0.25, 0.75)
     assert result.wilson95 == sft.wilson_interval(2, 4)
-    assert set(seen["eos_ids"]) == {1, ALPHABET.index("\n")}
+    assert set(seen["eos_ids"]) == {1, tokenizer.convert_tokens_to_ids("\n")}
     assert seen["max_new_tokens"] == 9
     assert tokenizer.decode(seen["prompts"][0][1:]).endswith("Answer:")
 
