@@ -143,7 +143,7 @@ def _finite(values: np.ndarray) -> bool:
     return bool(np.isfinite(np.sum(values, dtype=np.float32)) or np.isfinite(values.astype(np.float32)).all())
 
 
-def _filler(target: _Target, checkpoint: Checkpoint, dtype: Any) -> Callable[[Index], np.ndarray]:
+def _filler(target: _Target, checkpoint: Checkpoint, dtype: Any) -> Callable[[Any], np.ndarray]:
     """The callback that builds any slice of one parameter."""
 
     def copy(name: str, index: Index, out: np.ndarray) -> None:
