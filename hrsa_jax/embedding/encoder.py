@@ -143,15 +143,24 @@ class Encoder:
             self._fill(out_LND[:, start : start + len(block)], tokens, hidden)
         bad_N = ~np.isfinite(out_LND).all(axis=(0, 2))
         if bad_N.any():
-            number = texts.index(distinct[int(bad_N.argmax())])
+            text = self._first_bad([distinct[index] for index in np.flatnonzero(bad_N)], prompt)
             raise InputError(
-                f"{self.backbone.source} gives NaN or infinite values for text {number} "
-                f"({texts[number][:60]!r}); check the model's weights, or use dtype float32."
+                f"{self.backbone.source} gives NaN or infinite values for text {list(texts).index(text)} "
+                f"({text[:60]!r}); check the model's weights, or use dtype float32."
             )
         if len(distinct) == len(texts):
             return out_LND
         place = {text: index for index, text in enumerate(distinct)}
         return out_LND[:, [place[text] for text in texts]]
+
+    def _first_bad(self, suspects: Sequence[str], prompt: str | None) -> str:
+        """The first text that is bad on its own: NaN spreads to the other texts of a packed row (0 x NaN)."""
+        vector_LND = np.zeros((1, 1, self.dimension), np.float32)
+        for text in suspects:
+            self._fill(vector_LND, self._tokenize([text], prompt), hidden=False)
+            if not np.isfinite(vector_LND).all():
+                return text
+        return suspects[0]
 
     def _tokenize(self, texts: Sequence[str], prompt: str | None) -> TokenizedTexts:
         head = self._default_prompt if prompt is None else prompt

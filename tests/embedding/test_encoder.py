@@ -51,7 +51,7 @@ def test_order_duplicates_length_and_type(backbone, texts):
 
 
 def test_long_and_short_texts_share_rows_of_several_lengths(backbone, texts):
-    mixed = [text * repeat for text in texts for repeat in (1, 9)]
+    mixed = [text * repeat for text in texts for repeat in (1, 15)]
     encoder = Encoder(backbone, attention="bidirectional", max_length=300, batch_tokens=512)
     lengths = encoder._tokenize(mixed, "").lengths
     assert lengths.max() == 300
@@ -111,15 +111,15 @@ def test_stored_settings_are_used(backbone, texts):
         pooling="last",
         normalize=False,
         prompts={"query": PROMPT},
-        max_length=16,
+        max_length=64,
         include_prompt=True,
         default_prompt="query",
     )
     encoder = Encoder(dataclasses.replace(backbone, embedding=stored))
-    assert (encoder.pooling, encoder.normalize, encoder.max_length) == ("last", False, 16)
+    assert (encoder.pooling, encoder.normalize, encoder.max_length) == ("last", False, 64)
     np.testing.assert_array_equal(encoder.encode(texts), encoder.encode(texts, PROMPT))
     assert np.abs(encoder.encode(texts, "") - encoder.encode(texts)).max() > 1e-3
-    plain = Encoder(backbone, pooling="mean", normalize=False, max_length=16)
+    plain = Encoder(backbone, pooling="mean", normalize=False, max_length=64)
     pooled_too = dataclasses.replace(stored, pooling="mean")
     with_prompt = Encoder(dataclasses.replace(backbone, embedding=pooled_too)).encode(["fox"])
     np.testing.assert_allclose(with_prompt, plain.encode([PROMPT + "fox"]), atol=1e-5)
@@ -158,6 +158,8 @@ def test_refusals(backbone, build_backbone, texts):
     with pytest.raises(InputError, match="exceeds the 512 positions"):
         Encoder(backbone, max_length=513)
     broken = build_backbone().decoder
-    broken.embed[...] = broken.embed[...].at[backbone.tokenizer("x")["input_ids"][0]].set(jnp.nan)
-    with pytest.raises(InputError, match=r"NaN or infinite values for text 4 \('x'\)"):
+    token = backbone.tokenizer("x")["input_ids"][0]
+    assert [token in ids for ids in backbone.tokenizer(texts)["input_ids"]].index(True) == 4
+    broken.embed[...] = broken.embed[...].at[token].set(jnp.nan)
+    with pytest.raises(InputError, match=r"NaN or infinite values for text 4 \('x'\)"):  # and not its row's first
         Encoder(backbone.with_decoder(broken, "broken")).encode(texts)
