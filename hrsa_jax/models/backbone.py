@@ -49,7 +49,10 @@ class Backbone:
     def fingerprint(self) -> str:
         """sha256 of weight bytes, config and tokenizer: 16 hex digits."""
         digest = hashlib.sha256(repr(self.config).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for setting in ("truncation", "padding"):  # state of the last call, not of the tokenizer
+            tokenizer.pop(setting, None)
+        digest.update(json.dumps(tokenizer, sort_keys=True).encode())
         for path in self.files:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 22):
@@ -240,6 +243,7 @@ def _load_folder(found: ResolvedSource, dtype: Any, mesh: Mesh | None) -> Backbo
 def _stop_tokens(folder: Path, config: ModelConfig) -> tuple[int, ...]:
     """eos ids of config.json and generation_config.json together (chat models end turns with the latter's)."""
     path = folder / "generation_config.json"
-    extra = read_json(path).get("eos_token_id") if path.exists() else None
-    ids = [*config.eos_token_ids, *(extra if isinstance(extra, list) else [] if extra is None else [extra])]
-    return tuple(dict.fromkeys(ids))
+    stored = read_json(path) if path.exists() else {}
+    extra = stored.get("eos_token_id") if isinstance(stored, dict) else None
+    ids = [*config.eos_token_ids, *(extra if isinstance(extra, list) else [extra])]
+    return tuple(dict.fromkeys(i for i in ids if isinstance(i, int)))

@@ -25,7 +25,7 @@ _USED = _words(
     "num_key_value_heads head_dim hidden_act rms_norm_eps rope_theta rope_scaling rope_parameters "
     "original_max_position_embeddings partial_rotary_factor tie_word_embeddings max_position_embeddings "
     "bos_token_id eos_token_id pad_token_id is_causal quantization_config auto_map is_decoder is_encoder_decoder "
-    "add_cross_attention num_experts num_local_experts"
+    "add_cross_attention num_experts num_local_experts rope_interleaved"
 )
 
 #: fields that change training, generation defaults or bookkeeping, and not the forward pass
@@ -40,7 +40,7 @@ _NO_EFFECT = _words(
     "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values suppress_tokens begin_suppress_tokens exponential_decay_length_penalty unsloth_version "
-    "unsloth_fixed is_llama_config max_sequence_length rope_interleaved transformers.js_config model_name "
+    "unsloth_fixed is_llama_config max_sequence_length transformers.js_config model_name "
     "base_model_name_or_path"
 )
 
@@ -230,6 +230,8 @@ def _refuse_unknown(fields: _Fields, family: Family) -> None:
     for name in ("is_encoder_decoder", "add_cross_attention"):
         if fields.get(name):
             raise FieldError(f"{name} is true; only decoder-only models are supported")
+    if fields.get("rope_interleaved"):
+        raise FieldError("rope_interleaved is true; only the half-split rotary layout of transformers is supported")
     if fields.get("hidden_act", "silu") not in ("silu", "swish"):
         raise FieldError(f"hidden_act is {fields['hidden_act']!r}; supported is silu")
 

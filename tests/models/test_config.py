@@ -106,6 +106,7 @@ def test_layer_types_and_max_window_layers_agree():
         ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
         ({"rope_scaling": "linear"}, "rope_parameters is 'linear'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1}}, "beta_fast, which rope_type 'linear'"),
+        ({"rope_interleaved": True}, "rope_interleaved is true"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         (
             {"rope_scaling": {"type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
