@@ -12,16 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from hrsa_jax.hrsa.cka_texts import ratio, text_cka
+from hrsa_jax.hrsa.cka_core import Resolved, Term, biased, cka_ratio, hsic, resolve
+from hrsa_jax.hrsa.cka_texts import text_cka
 from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_float, to_labels, to_pair, unit_rms
-
-
-def hsic(cross: Array, g: Array, p_sum: Array, q_sum: Array, n: int | Array) -> Array:
-    """Debiased HSIC_1 (Song et al. 2012) of centred rows from |Xc'Yc|^2, g = sum p q, P = sum p, Q = sum q.
-
-    p_a = |x_a|^2, q_a = |y_a|^2. The caller makes sure that n >= 4.
-    """
-    return (cross - g * n / (n - 2) + p_sum / (n - 1) * (q_sum / (n - 2))) / n / (n - 3)
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True, groups: ArrayLike | None = None) -> Array:
@@ -37,27 +30,26 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True, groups: Arr
     if groups is None or not debiased:
         if groups is not None:
             to_labels(groups, len(a))
-        return _linear_cka(a, b, debiased)
+        return resolve(partial(_linear_cka, debiased=debiased), a, b)
     labels, texts = to_labels(groups, len(a))
-    return text_cka(a, b, labels, texts)[0]
+    return resolve(lambda x, y, labels: text_cka(x, y, labels, texts)[0], a, b, labels)
 
 
 @partial(jax.jit, static_argnames="debiased")
-def _linear_cka(x: Array, y: Array, debiased: bool) -> Array:
+def _linear_cka(x: Array, y: Array, debiased: bool) -> Resolved:
     n = len(x)
     if n < (4 if debiased else 2):
-        return jnp.full((), jnp.nan, x.dtype)
+        return Resolved(jnp.full((), jnp.nan, x.dtype), jnp.ones((), x.dtype))
     x, y = unit_rms(x), unit_rms(y)
     p, q = (x * x).sum(1), (y * y).sum(1)
     by_gram = n < max(x.shape[1], y.shape[1])
     k, m = (matmul(x, x.T), matmul(y, y.T)) if by_gram else (x, y)
 
-    def term(a: Array, b: Array, p: Array, q: Array) -> Array:
-        squares = (a * b) if by_gram else matmul(a.T, b) ** 2
-        cross = squares.sum(1).sum()
-        return hsic(cross, einsum("n,n->", p, q), p.sum(), q.sum(), n) if debiased else cross
+    def term(a: Array, b: Array, p: Array, q: Array) -> Term:
+        cross = (a * b if by_gram else matmul(a.T, b) ** 2).sum(1).sum()
+        return hsic(cross, einsum("n,n->", p, q), p.sum() * q.sum(), n) if debiased else biased(cross)
 
-    return ratio(term(k, m, p, q), term(k, k, p, p), term(m, m, q, q))
+    return cka_ratio(term(k, m, p, q).value, term(k, k, p, p), term(m, m, q, q))
 
 
 # ---- RBF CKA -----------------------------------------------------------------------------------------------------
@@ -72,33 +64,34 @@ def rbf_cka(x: ArrayLike, y: ArrayLike, *, bandwidth: float = 0.5, debiased: boo
     if not bandwidth > 0:
         raise ValueError(f"bandwidth is {bandwidth}; it must be positive")
     a, b = to_pair(x, y)
-    return _rbf_cka(a, b, float(bandwidth), debiased)
+    return resolve(partial(_rbf_cka, bandwidth=float(bandwidth), debiased=debiased), a, b)
 
 
 @partial(jax.jit, static_argnames=("bandwidth", "debiased"))
-def _rbf_cka(x: Array, y: Array, bandwidth: float, debiased: bool) -> Array:
+def _rbf_cka(x: Array, y: Array, bandwidth: float, debiased: bool) -> Resolved:
     n = len(x)
     if n < (4 if debiased else 2):
-        return jnp.full((), jnp.nan, x.dtype)
+        return Resolved(jnp.full((), jnp.nan, x.dtype), jnp.ones((), x.dtype))
     k, m = _rbf_kernel(x, bandwidth), _rbf_kernel(y, bandwidth)
     if not debiased:
         k, m = _double_centre(k), _double_centre(m)
 
-        def term(k: Array, m: Array) -> Array:
-            return (k * m).sum(1).sum()
+        def term(k: Array, m: Array) -> Term:
+            return biased((k * m).sum(1).sum())
 
     else:
         k, m = k - jnp.diag(jnp.diag(k)), m - jnp.diag(jnp.diag(m))
 
-        def term(k: Array, m: Array) -> Array:
-            # centring the zero-diagonal kernel by its row sums first keeps the three parts from cancelling
+        def term(k: Array, m: Array) -> Term:
             rows_k, rows_m = k.sum(1), m.sum(1)
-            total_k, total_m = rows_k.sum(), rows_m.sum()
-            return (
-                (k * m).sum(1).sum() + total_k / (n - 1) * (total_m / (n - 2)) - 2 / (n - 2) * (rows_k * rows_m).sum()
+            parts = (
+                (k * m).sum(1).sum(),
+                rows_k.sum() / (n - 1) * (rows_m.sum() / (n - 2)),
+                2 / (n - 2) * (rows_k * rows_m).sum(),
             )
+            return Term(parts[0] + parts[1] - parts[2], sum(parts))
 
-    return ratio(term(k, m), term(k, k), term(m, m))
+    return cka_ratio(term(k, m).value, term(k, k), term(m, m))
 
 
 def _rbf_kernel(x: Array, bandwidth: float) -> Array:

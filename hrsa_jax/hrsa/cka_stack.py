@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hrsa_jax.hrsa.cka_texts import ratio
+from hrsa_jax.hrsa.cka_core import Resolved, Term, biased, cka_ratio, hsic, resolve
+from hrsa_jax.hrsa.cka_texts import enough_texts, text_term
 from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_labels, to_pair, unit_rms
 
 TILE = 512  # rows of a Gram tile: (L + M) x 512 x 512 floats are alive at once
@@ -23,11 +24,11 @@ Weight = Callable[[Array, Array], Array]
 
 
 class Hsics(NamedTuple):
-    """HSIC of all layer pairs, up to one common factor: xy (L, M), xx (L,), yy (M,)."""
+    """Something of all layer pairs and of the layers themselves: xy (L, M), xx (L,), yy (M,)."""
 
-    xy: Array
-    xx: Array
-    yy: Array
+    xy: Any
+    xx: Any
+    yy: Any
 
 
 def cka_matrix(
@@ -43,10 +44,11 @@ def cka_matrix(
     if groups is not None:
         labels, texts = to_labels(groups, n)
         if debiased:
-            return _text_matrix(a, b, labels, texts)
+            return resolve(partial(_text_matrix, texts=texts), a, b, labels)
     if n < (4 if debiased else 2):
         return jnp.full((len(a), len(b)), jnp.nan, a.dtype)
-    return _matrix(a, b, debiased, gram_is_cheaper(len(a), len(b), n, a.shape[2], b.shape[2]))
+    by_gram = gram_is_cheaper(len(a), len(b), n, a.shape[2], b.shape[2])
+    return resolve(partial(_matrix, debiased=debiased, by_gram=by_gram), a, b)
 
 
 def gram_is_cheaper(layers_x: int, layers_y: int, n: int, p: int, q: int) -> bool:
@@ -57,10 +59,14 @@ def gram_is_cheaper(layers_x: int, layers_y: int, n: int, p: int, q: int) -> boo
 
 
 @partial(jax.jit, static_argnames=("debiased", "by_gram"))
-def _matrix(xs_LND: Array, ys_MND: Array, debiased: bool, by_gram: bool) -> Array:
+def _matrix(xs_LND: Array, ys_MND: Array, debiased: bool, by_gram: bool) -> Resolved:
     xs, ys = jax.lax.map(unit_rms, xs_LND), jax.lax.map(unit_rms, ys_MND)
     hsics = (gram_hsics if by_gram else covariance_hsics)(xs, ys, debiased)
-    return ratio(hsics.xy, hsics.xx[:, None], hsics.yy)
+    return _all_pairs(hsics)
+
+
+def _all_pairs(hsics: Hsics) -> Resolved:
+    return cka_ratio(hsics.xy.value, Term(hsics.xx.value[:, None], hsics.xx.size[:, None]), hsics.yy)
 
 
 def covariance_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
@@ -74,27 +80,28 @@ def covariance_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
         xx=jax.lax.map(lambda x: cross(x, x), xs),
         yy=jax.lax.map(lambda y: cross(y, y), ys),
     )
-    if not debiased:
-        return crosses
-    n = xs.shape[1]
-    norms = _norms(xs, ys)
-    return jax.tree.map(lambda c, g, pq: c - g * n / (n - 2) + pq / (n - 1) / (n - 2), crosses, *_norm_terms(*norms))
+    return _with_norms(crosses, xs, ys, hsic) if debiased else Hsics(*map(biased, crosses))
 
 
 def gram_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
     """All HSICs from Gram tiles of unit-RMS stacks; the diagonal is left out before anything is summed."""
-    n = xs.shape[1]
     crosses = _tile_products(xs, ys, (lambda i, j: (i != j).astype(xs.dtype)) if debiased else None)
     if not debiased:
-        return crosses
-    # rows of a centred Gram matrix sum to 0, so with the diagonal out row a sums to -p_a
-    return jax.tree.map(
-        lambda c, g, pq: c - 2 * g / (n - 2) + pq / (n - 1) / (n - 2), crosses, *_norm_terms(*_norms(xs, ys))
-    )
+        return Hsics(*map(biased, crosses))
+
+    def term(cross: Array, g: Array, norms: Array, n: int) -> Term:
+        # rows of a centred Gram matrix sum to 0, so with the diagonal out row a sums to -|x_a|^2
+        own, both = 2 * g / (n - 2), norms / (n - 1) / (n - 2)
+        return Term(cross - own + both, cross + own + both)
+
+    return _with_norms(crosses, xs, ys, term)
 
 
-def _norms(xs: Array, ys: Array) -> tuple[Array, Array]:
-    return (xs**2).sum(2), (ys**2).sum(2)
+def _with_norms(crosses: Hsics, xs: Array, ys: Array, term: Callable[..., Term]) -> Hsics:
+    """`term(cross, g, P Q, n)` for every pair of layers."""
+    n = xs.shape[1]
+    g, norms = _norm_terms((xs**2).sum(2), (ys**2).sum(2))
+    return Hsics(*(term(c, own, both, n) for c, own, both in zip(crosses, g, norms, strict=True)))
 
 
 def _norm_terms(p_LN: Array, q_MN: Array) -> tuple[Hsics, Hsics]:
@@ -143,7 +150,7 @@ def _tile_products(xs: Array, ys: Array, weight: Weight | None) -> Hsics:
 
 
 @partial(jax.jit, static_argnames="texts")
-def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Array:
+def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Resolved:
     n = xs_LND.shape[1]
     xs, ys = jax.lax.map(unit_rms, xs_LND), jax.lax.map(unit_rms, ys_MND)
     sizes = jax.ops.segment_sum(jnp.ones(n, xs.dtype), labels, texts)
@@ -159,9 +166,8 @@ def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Arr
     sums = [jax.lax.map(lambda x: jax.ops.segment_sum(x, labels, texts), s) for s in (xs, ys)]
     quads = _quads(*(einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums))
     triples = _triples(xs, ys, sums[0], sums[1], labels, f)
-    hsics = jax.tree.map(lambda a, b, c: a + b / n**2 - 2 * c / n, pairs, quads, triples)
-    value = ratio(hsics.xy, hsics.xx[:, None], hsics.yy)
-    return jnp.where((sizes > 0).sum() >= 4, value, jnp.nan)
+    terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in zip(pairs, quads, triples, strict=True)))
+    return enough_texts(_all_pairs(terms), (sizes > 0).sum() >= 4)
 
 
 def _quads(k_LTT: Array, l_MTT: Array) -> Hsics:

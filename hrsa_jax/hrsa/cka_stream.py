@@ -2,8 +2,8 @@
 
 With rows pivoted by the first batch's mean, the sums C = sum x y', s = sum x, u = sum |y|^2 x, v = sum |x|^2 y,
 g = sum |x|^2 |y|^2, P = sum |x|^2 and Q = sum |y|^2 determine both the biased and the debiased HSIC (HRSA.md), so
-memory does not depend on the number of rows. Products of a batch are in the batch's precision; they are added
-in two-float arithmetic, which keeps what one float loses.
+memory does not depend on the number of rows. Products of a batch are float32 (float64 under x64); they are added in
+two-float arithmetic, which keeps what one float loses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hrsa_jax.hrsa.cka import hsic
+from hrsa_jax.hrsa.cka_core import Term, biased, cka_ratio, hsic
 from hrsa_jax.hrsa.inputs import Array, constant, einsum, is_traced, matmul, power_of_two, to_float, to_pair
 
 
@@ -93,21 +93,24 @@ def cka_update(state: CKAState, x: ArrayLike, y: ArrayLike, *, weights: ArrayLik
         kept = to_float("weights", weights, ndims=(1,)) > 0
         if len(kept) != len(a):
             raise ValueError(f"weights has {len(kept)} entries; x has {len(a)} rows")
-    return _update(state, a, b, kept)
+    dtype = state.pivot_x.dtype  # float64 under x64, so that the products are too
+    return _update(state, a.astype(dtype), b.astype(dtype), kept)
 
 
 def cka_result(state: CKAState, *, debiased: bool = True) -> Array:
-    """CKA of every row so far, 0-d; equals `linear_cka` of all rows at once. NaN as there.
+    """CKA of every row so far, 0-d; equals `linear_cka` of all rows at once.
 
-    Outside jit the last step is float64 on the host.
+    NaN for zero variance, too few rows, or (debiased) when one row carries so much of the variance that the
+    products' precision cannot tell the rest. Outside jit the last step is float64 on the host.
     """
+    eps = float(jnp.finfo(state.pivot_x.dtype).eps)
     if is_traced(*jax.tree.leaves(state)):
-        return _result(jax.tree.map(jnp.add, state.high, state.low), debiased, jnp)
+        return _result(jax.tree.map(jnp.add, state.high, state.low), debiased, eps, jnp)
     wide = jax.tree.map(
         lambda high, low: np.asarray(high, np.float64) + np.asarray(low, np.float64), state.high, state.low
     )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return jnp.asarray(_result(wide, debiased, np), state.pivot_x.dtype)
+        return jnp.asarray(_result(wide, debiased, eps, np), state.pivot_x.dtype)
 
 
 @jax.jit
@@ -116,9 +119,9 @@ def _update(state: CKAState, x: Array, y: Array, kept: Array) -> CKAState:
     pivots, scales, rows = [], [], []
     for array, pivot, scale in ((x, state.pivot_x, state.scale_x), (y, state.pivot_y, state.scale_y)):
         batch_pivot, batch_scale = _pivot_and_scale(array, kept)
-        pivots.append(jnp.where(first, batch_pivot.astype(pivot.dtype), pivot))
-        scales.append(jnp.where(first, batch_scale.astype(scale.dtype), scale))
-        moved = (array - pivots[-1].astype(array.dtype)) * scales[-1].astype(array.dtype)
+        pivots.append(jnp.where(first, batch_pivot, pivot))
+        scales.append(jnp.where(first, batch_scale, scale))
+        moved = (array - pivots[-1]) * scales[-1]
         rows.append(jnp.where(kept[:, None], moved, 0.0))
     found = _batch_sums(rows[0], rows[1], kept)
     sums = jax.tree.map(_two_sum, state.high, found)
@@ -165,32 +168,29 @@ def _batch_sums(x: Array, y: Array, kept: Array) -> CKASums:
 
 def _two_sum(total: Array, new: Array) -> tuple[Array, Array]:
     """total + new as a rounded sum and its exact rounding error (Knuth)."""
-    new = new.astype(total.dtype)
     rounded = total + new
     part = rounded - total
     return rounded, (total - (rounded - part)) + (new - part)
 
 
-def _result(sums: CKASums, debiased: bool, xp: Any) -> Any:
+def _result(sums: CKASums, debiased: bool, eps: float, xp: Any) -> Any:
     """CKA from the sums, after moving them from the pivot to the mean, where nothing large cancels."""
     n = sums.n
     mean_x, mean_y = sums.x / n, sums.y / n
 
     x, y = (sums.x, mean_x, sums.a), (sums.y, mean_y, sums.b)
 
-    def term(c: Any, left: Any, right: Any, u: Any, v: Any, g: Any) -> Any:
+    def term(c: Any, left: Any, right: Any, u: Any, v: Any, g: Any) -> Term:
         """HSIC of one pair from C, (sum, mean, sum of squares) of each side, u, v and g, all about the pivot."""
         (s, m, p_sum), (_, w, q_sum) = left, right
         cross = ((c - s[:, None] * w[None, :]) ** 2).sum()
         if not debiased:
-            return cross
+            return biased(cross)
         mm, ww = m @ m, w @ w
         g = g - 2 * (w @ v) - 2 * (m @ u) + ww * p_sum + mm * q_sum + 4 * (m @ (c @ w)) - 3 * n * mm * ww
-        return hsic(cross, g, p_sum - n * mm, q_sum - n * ww, n)
+        return hsic(cross, g, (p_sum - n * mm) * (q_sum - n * ww), n)
 
     xy = term(sums.xy, x, y, sums.bx, sums.ay, sums.ab)
     xx = term(sums.xx, x, x, sums.ax, sums.ax, sums.aa)
     yy = term(sums.yy, y, y, sums.by, sums.by, sums.bb)
-    valid = (n >= (4 if debiased else 2)) & (xx > 0) & (yy > 0)
-    roots = xp.sqrt(xp.where(valid, xx, 1.0)), xp.sqrt(xp.where(valid, yy, 1.0))
-    return xp.where(valid, xy / roots[0] / roots[1], xp.nan)
+    return xp.where(n >= (4 if debiased else 2), cka_ratio(xy.value, xx, yy, eps=eps, xp=xp).cka, xp.nan)

@@ -32,16 +32,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from hrsa_jax.hrsa.cka_core import Resolved, Term, cka_ratio, resolve
 from hrsa_jax.hrsa.inputs import Array, matmul, to_labels, to_pair, unit_rms
 
 TILE = 512  # rows per Gram tile
-
-
-def ratio(hsic_xy: Array, hsic_xx: Array, hsic_yy: Array) -> Array:
-    """CKA from three HSICs; NaN where a self term is not positive (zero variance, or too few rows to tell)."""
-    positive = (hsic_xx > 0) & (hsic_yy > 0)
-    roots = jnp.sqrt(jnp.where(positive, hsic_xx, 1.0)), jnp.sqrt(jnp.where(positive, hsic_yy, 1.0))
-    return jnp.where(positive, hsic_xy / roots[0] / roots[1], jnp.nan)
 
 
 class _Sums(NamedTuple):
@@ -74,7 +68,7 @@ def _triple_sums(p: Array, q: Array, f_i: Array, f_t: Array) -> tuple[Array, Arr
     return jnp.stack([weighted, plain], 1), jnp.concatenate([left, right, middle], 1)
 
 
-def _combine(sums: _Sums, k: Array, m: Array, labels: Array, f: Array, n: int) -> tuple[Array, Array]:
+def _combine(sums: _Sums, k: Array, m: Array, labels: Array, f: Array, n: int) -> tuple[Term, Term]:
     """N HSIC / n^2 and its delete-one-text values (texts,) from tile sums and text kernels K, L (texts, texts)."""
     by_text = jax.ops.segment_sum(sums.rows, labels, len(f))
     total = by_text.sum(0)
@@ -93,14 +87,15 @@ def _combine(sums: _Sums, k: Array, m: Array, labels: Array, f: Array, n: int) -
     holding_w = by_text[:, 3] + (left_w + right_w) - f * (left + right) - 2 * middle_w + 4 * f * middle
     holding = by_text[:, 4] + left + right - 2 * middle
     triples = total[3], (total[3] - holding_w) - f * (total[4] - holding)
-    return (
-        pairs[0] + quads[0] / n**2 - 2 * triples[0] / n,
-        pairs[1] + quads[1] / n**2 - 2 * triples[1] / n,
-    )
+    return text_term(pairs[0], quads[0] / n**2, triples[0] / n), text_term(pairs[1], quads[1] / n**2, triples[1] / n)
+
+
+def text_term(pairs: Array, quads: Array, triples: Array) -> Term:
+    return Term(pairs + quads - 2 * triples, jnp.abs(pairs) + jnp.abs(quads) + 2 * jnp.abs(triples))
 
 
 @partial(jax.jit, static_argnames="texts")
-def text_cka(x: Array, y: Array, labels: Array, texts: int) -> tuple[Array, Array]:
+def text_cka(x: Array, y: Array, labels: Array, texts: int) -> tuple[Resolved, Resolved]:
     """Debiased CKA over different texts (0-d) and its delete-one-text values (texts,); labels (n,) in 0..texts-1."""
     n = len(x)
     sizes = jax.ops.segment_sum(jnp.ones(n, x.dtype), labels, texts)
@@ -137,14 +132,25 @@ def text_cka(x: Array, y: Array, labels: Array, texts: int) -> tuple[Array, Arra
         for a, (i, j) in enumerate(pairs)
     ]
     present = (sizes > 0).sum()
-    value = jnp.where(present >= 4, ratio(found[0][0], found[1][0], found[2][0]), jnp.nan)
-    without = jnp.where(present >= 5, ratio(found[0][1], found[1][1], found[2][1]), jnp.nan)
-    return value, without
+    (xy, xy_w), (xx, xx_w), (yy, yy_w) = found
+    return enough_texts(cka_ratio(xy.value, xx, yy), present >= 4), enough_texts(
+        cka_ratio(xy_w.value, xx_w, yy_w), present >= 5
+    )
+
+
+def enough_texts(found: Resolved, enough: Array) -> Resolved:
+    return Resolved(jnp.where(enough, found.cka, jnp.nan), jnp.where(enough, found.share, 1.0))
 
 
 @partial(jax.jit, static_argnames="texts")
-def _layers(xs_LND: Array, ys_LND: Array, labels: Array, texts: int) -> tuple[Array, Array]:
-    return jax.lax.map(lambda xy: text_cka(xy[0], xy[1], labels, texts), (xs_LND, ys_LND))
+def _layers(xs_LND: Array, ys_LND: Array, labels: Array, texts: int) -> Resolved:
+    """Estimate and delete-one-text values stacked: (L, 1 + texts)."""
+
+    def one_layer(xy: tuple[Array, Array]) -> Resolved:
+        value, without = text_cka(xy[0], xy[1], labels, texts)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), value, without)
+
+    return jax.lax.map(one_layer, (xs_LND, ys_LND))
 
 
 def cka_jackknife(xs_LND: ArrayLike, ys_LND: ArrayLike, groups: ArrayLike) -> tuple[Array, Array]:
@@ -158,5 +164,5 @@ def cka_jackknife(xs_LND: ArrayLike, ys_LND: ArrayLike, groups: ArrayLike) -> tu
     if len(a) != len(b):
         raise ValueError(f"xs_LND has {len(a)} layers and ys_LND has {len(b)}; matching layers need equal counts")
     labels, texts = to_labels(groups, a.shape[1])
-    values, without = _layers(a, b, labels, texts)
-    return values, without.T
+    found = resolve(partial(_layers, texts=texts), a, b, labels)
+    return found[:, 0], found[:, 1:].T
