@@ -10,7 +10,9 @@ from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.offline import offline_package
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "1_Pooling/*"]
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+#: second copies of the weights that some repositories carry in other layouts
+_HUB_IGNORED = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,13 @@ def _from_hub(name: str, revision: str | None, source: str) -> ResolvedSource:
     offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
         folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS, local_files_only=offline)
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=_HUB_PATTERNS,
+                ignore_patterns=_HUB_IGNORED,
+                local_files_only=offline,
+            )
         )
     except GatedRepoError:
         raise InputError(f"{name} on the hub is gated: accept its terms there and set HF_TOKEN") from None
