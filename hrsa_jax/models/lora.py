@@ -6,7 +6,6 @@ nothing. Files are PEFT's (adapter_config.json, adapter_model.safetensors), read
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,28 @@ TARGETS = {
     "down_proj": "mlp",
 }
 _FACTORS = {"lora_A": "a", "lora_B": "b"}
+# PEFT options that would change the numbers and are refused unless empty or off
+_CHANGES_THE_NUMBERS = [
+    "bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layer_replication",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "lora_bias",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -266,21 +287,8 @@ def _read_config(path: Path) -> tuple[LoRAConfig, float]:
         raise InputError(f"{path} cannot be read ({error}): save the adapter again") from None
     if raw.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type is {raw.get('peft_type')!r}: only LORA adapters are read")
-    neutral: dict[str, Sequence[Any]] = {
-        "bias": ("none",),
-        "use_dora": (False,),
-        "fan_in_fan_out": (False,),
-        "modules_to_save": (None, []),
-        "rank_pattern": (None, {}),
-        "alpha_pattern": (None, {}),
-        "layers_to_transform": (None,),
-        "layer_replication": (None,),
-        "exclude_modules": (None, []),
-        "target_parameters": (None, []),
-        "lora_bias": (False,),
-    }
-    for name, allowed in neutral.items():
-        if name in raw and raw[name] not in allowed:
+    for name in _CHANGES_THE_NUMBERS:
+        if raw.get(name) not in (None, False, "none", [], {}):
             raise InputError(f"{path}: {name} is {raw[name]!r}, which is not supported: train without it")
     targets = raw.get("target_modules")
     if targets == "all-linear":
