@@ -54,7 +54,7 @@ class ProbeTransfer:
     Procrustes map (means and overall scale matched) fitted on the training rows, without labels. agreement and
     kappa compare what the SOURCE probe says about the two models' features of one text, raw; `_aligned` after
     the map. l2_source, l2_target: the strengths chosen. chance: the test share of the largest training class.
-    correct: for every accuracy, which test rows were right, (N,) or (L, N) bool.
+    correct: for every accuracy, which test rows were right, (N,) or (L, N) bool; `agreement` likewise.
     """
 
     source: np.ndarray
@@ -112,6 +112,8 @@ def cross_model_probe(
 
     layers = slice(None) if stacked else 0
     correct = {name: (labels == wanted)[layers] for name, labels in predicted.items()}
+    if "transfer" in predicted:
+        correct["agreement"] = (predicted["source"] == predicted["transfer"])[layers]
     nothing = np.full(train[0].shape[0], np.nan)[layers]
 
     def accuracy(name: str) -> np.ndarray:

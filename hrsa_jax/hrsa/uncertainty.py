@@ -6,7 +6,7 @@ simulation with dependent tokens (tests/hrsa/test_uncertainty.py):
     CKA (same-text pairs left out)          delete-one-text jackknife, t quantiles
     mean correlation                        delete-one-text jackknife, t quantiles
     Procrustes residual, cosine (held out)  delete-one-text jackknife over the scored texts, the map fixed
-    k-NN overlap                            percentile bootstrap of per-text means: new texts, the bank fixed
+    k-NN overlap                            spread over half-samples of the texts (knn_texts.py)
     probe accuracies                        Wilson score interval with the texts' effective number, the probes fixed
     inverse row entropy                     spread over half-samples of the texts
 
@@ -270,8 +270,12 @@ def accuracy_interval(correct: ArrayLike, groups: ArrayLike | None = None, *, le
     return np.stack([shrunk - half, shrunk + half], -1) / (1 + quantile**2 / effective)[..., None]
 
 
-def half_sample_interval(value: ArrayLike, halves: ArrayLike, *, level: float = 0.95) -> np.ndarray:
+def half_sample_interval(
+    value: ArrayLike, halves: ArrayLike, *, degrees: int | None = None, level: float = 0.95
+) -> np.ndarray:
     """value -+ t x standard deviation of a statistic over random halves of the texts (H, ...): (..., 2).
+
+    degrees: of freedom of t (default H - 1); G - 1 when H is large enough to add no uncertainty of its own.
 
     The delete-half jackknife: with half the texts out, the spread around the halves' own mean estimates the
     sampling spread at full size, and a bias that depends on n (inverse row entropy) does not enter.
@@ -281,7 +285,7 @@ def half_sample_interval(value: ArrayLike, halves: ArrayLike, *, level: float = 
     draws = np.asarray(halves, np.float64)
     if len(draws) < 2:
         raise ValueError(f"halves holds {len(draws)} draw; the spread needs at least two")
-    return _around(value, student.ppf((1 + level) / 2, len(draws) - 1) * draws.std(0, ddof=1))
+    return _around(value, student.ppf((1 + level) / 2, degrees or len(draws) - 1) * draws.std(0, ddof=1))
 
 
 def _around(value: ArrayLike, half_width: np.ndarray) -> np.ndarray:
