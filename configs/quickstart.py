@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
                 "recipe": {
                     "steps": 40,
                     "batch_size": 16,
-                    "hard_negatives": 0,
+                    "hard_negatives": 1,
                     "max_query_length": 48,
                     "max_passage_length": 64,
                 },

@@ -19,6 +19,8 @@ from experiments.run import Model, Run
 from experiments.tune import TuneConfig, tune
 from hrsa_jax.data.corpora import training_pairs
 from hrsa_jax.data.leaks import check_no_leak
+from hrsa_jax.data.negatives import add_negatives
+from hrsa_jax.evaluation.baselines import HashedBagOfWords
 from hrsa_jax.evaluation.offline_tasks import task_texts
 from hrsa_jax.evaluation.statistics import crossed_interval, one_seed_interval, verdict
 from hrsa_jax.report import page
@@ -106,6 +108,8 @@ def _convert(
     pairs = training_pairs(config.pairs, seed=0, sources=config.sources)
     if study.benchmark.suite == "offline":
         check_no_leak(pairs, task_texts(study_suite(study.benchmark, context).tasks()))
+    if config.recipe.hard_negatives:
+        pairs = add_negatives(pairs, HashedBagOfWords().encode, count=config.recipe.hard_negatives)
     pairs_fingerprint = fingerprint([to_json(pair) for pair in pairs])
     embs, training, pairing = [], {}, {}
     for seed in config.seeds:

@@ -41,7 +41,9 @@ def write_tokenizer(folder: Path, vocab_size: int = 320) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the sum of two numbers is the answer", "def return self value in the list"], trainer)
+    tokenizer.train_from_iterator(
+        ["the sum of two numbers is the answer", "def return self value in the list"], trainer
+    )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
     ).save_pretrained(str(folder))

@@ -1,0 +1,65 @@
+"""Bad input at the command line: one sentence on stderr, status 2, nothing half-written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIG = """
+from ml_collections import config_dict
+def get_config():
+    return config_dict.ConfigDict({config!r})
+"""
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a config file and returns its flag."""
+
+    def write(**settings):
+        path = tmp_path / "config.py"
+        path.write_text(CONFIG.format(config=settings))
+        return f"--config={path}"
+
+    return write
+
+
+def check(ran, *parts):
+    assert ran.returncode == 2, ran.stderr
+    sentence = ran.stderr.strip().splitlines()
+    assert len(sentence) == 1, ran.stderr
+    for part in parts:
+        assert part in sentence[0]
+
+
+def test_flags_and_settings_that_do_not_exist_name_the_nearest(config, tmp_path):
+    work = f"--workdir={tmp_path / 'run'}"
+    quick = "--config=configs/quickstart.py"
+    check(launch(quick, f"--workdirr={tmp_path}"), "workdirr", "workdir")
+    check(launch(quick, work, "--config.convert.optim.learning_rat=1"), "'learning_rat'", "'learning_rate'")
+    check(launch(quick, work, "--config.convert.recipe.steps=many"), "config.convert.recipe.steps=many")
+    check(launch("--config=configs/quickstar.py", work), "configs/quickstar.py", "cannot be loaded")
+    check(launch(quick), "--workdir")
+    check(launch(quick, work, "extra"), "unexpected argument 'extra'")
+    check(launch(config(experiment="studi"), work), "config.experiment='studi'", "study")
+    check(launch(config(experiment="study", base="x", convrt={}), work), "config.convrt", "config.convert")
+    check(launch(quick, work, "--process_id=1"), "--coordinator", "give all three")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written_and_a_model_that_is_not_there(tmp_path):
+    (tmp_path / "file").write_text("")
+    check(launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"), "cannot be written")
+    check(
+        launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", "--config.base=no/such-model"),
+        "no/such-model",
+        "HF_HUB_OFFLINE=1",
+    )

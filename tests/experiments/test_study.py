@@ -1,0 +1,142 @@
+"""The whole study on a model of a few kilobytes: its results, its resume after SIGKILL in every stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import write_model
+
+from hrsa_jax.report import schema
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config():
+    lora = {{"rank": 2, "alpha": 4.0}}
+    optim = {{"learning_rate": 1e-3}}
+    return config_dict.ConfigDict({{
+        "experiment": "study", "label": "tiny", "base": {base!r}, "demonstration": True,
+        "tune": {{"steps": 4, "problems": 24, "held_out": 6, "accuracy_questions": 4, "checkpoint_every": 2,
+                 "recipe": {{"rows": 1, "row_length": 512}}, "optim": optim, "lora": lora}},
+        "convert": {{"pairs": 60, "sources": ("news_titles", "reasoning"), "checkpoint_every": 2, "optim": optim,
+                    "lora": lora, "recipe": {{"steps": 4, "batch_size": 4, "max_query_length": 48,
+                                             "max_passage_length": 64, "dtype": "float32"}}}},
+        "benchmark": {{"tasks": ("OfflineNewsRetrieval", "OfflineLeeSTS", "OfflineNewsClassification"),
+                      "max_length": 64, "dtype": "float32"}},
+        "hrsa": {{"texts": 12, "max_tokens": 24, "labelled_texts": 60, "labelled_max_tokens": 32}},
+    }})
+"""
+
+STAGES = (
+    "tune",
+    "convert/base-Emb-s0",
+    "convert/reasoning-Emb-s0",
+    "benchmark/base-Emb-s0",
+    "benchmark/base-causal",
+    "hrsa",
+)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    model = write_model(folder / "model")
+    (folder / "config.py").write_text(CONFIG.format(base=str(model)))
+    return folder
+
+
+def start(setting, workdir):
+    command = [sys.executable, str(ROOT / "launch.py"), f"--config={setting / 'config.py'}", f"--workdir={workdir}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "HRSA_CACHE": str(setting / "cache")}
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+@pytest.fixture(scope="module")
+def whole(setting):
+    process = start(setting, setting / "whole")
+    assert process.wait(timeout=600) == 0, (setting / "whole.log").read_text()
+    return json.loads((setting / "whole" / "results.json").read_text())
+
+
+def without_timings(results):
+    return {key: value for key, value in results.items() if key != "timings"}
+
+
+def test_results_hold_every_section(setting, whole):
+    schema.validate(whole)
+    assert {row["model"] for row in whole["benchmark"]} == {
+        *("base", "reasoning", "base-Emb", "reasoning-Emb", "bag-of-words", "random")
+    }
+    modes = {(row["model"], row["attention"]) for row in whole["benchmark"]}
+    assert {("base", "causal"), ("base", "bidirectional"), ("base-Emb", "bidirectional"), ("random", "none")} <= modes
+    assert whole["null_effect"]["word"].startswith("inconclusive")
+    for pair in ("base_vs_reasoning", "base-Emb_vs_reasoning-Emb"):
+        for measure in (
+            *("correlation", "procrustes_residual", "inverse_row_entropy", "cka", "cka_biased", "cka_with_sinks"),
+            *("knn_5", "knn_10", "knn_50", "probe_source", "probe_transfer"),
+        ):
+            curve = whole["hrsa"][pair][measure]
+            assert len(curve["layers"]) == len(curve["value"]), measure
+            assert len(curve["layers"]) == 3, measure
+        matrix = whole["hrsa"][pair]["cka_matrix"]
+        assert (len(matrix["value"]), len(matrix["layers_a"]), len(matrix["layers_b"])) == (3, 3, 3)
+    assert whole["realignment"]["cka"]["interval95"] is not None
+    assert (setting / "whole" / "report.html").stat().st_size > 50_000
+
+
+def test_both_conversions_saw_the_same_data_by_the_same_recipe(setting, whole):
+    pairing = json.loads((setting / "whole" / "manifest.json").read_text())["pairing"]["seed 0"]
+    assert pairing["equal"]
+    assert pairing["base-Emb"] == pairing["reasoning-Emb"]
+    assert len(pairing["base-Emb"]["data_order"]) == 64
+
+
+def test_a_finished_study_runs_nothing_again(setting, whole):
+    before = {path: path.stat().st_mtime_ns for path in (setting / "whole" / "stages").rglob("done.json")}
+    assert start(setting, setting / "whole").wait(timeout=300) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    again = json.loads((setting / "whole" / "results.json").read_text())
+    assert without_timings(again) == without_timings(whole)
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_results(setting, whole):
+    workdir = setting / "killed"
+    for stage in STAGES:
+        process = start(setting, workdir)
+        folder = workdir / "stages" / stage
+        deadline = time.monotonic() + 300
+        while not (folder / "inputs.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        assert not (folder / "done.json").exists(), f"{stage} ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(setting, workdir).wait(timeout=600) == 0, (setting / "killed.log").read_text()
+    killed = json.loads((workdir / "results.json").read_text())
+    assert without_timings(killed) == without_timings(whole)
+
+
+def test_a_changed_config_is_refused_and_nothing_is_lost(setting, whole):
+    changed = setting / "changed.py"
+    changed.write_text(
+        (setting / "config.py").read_text().replace('"steps": 4, "batch_size": 4', '"steps": 5, "batch_size": 4')
+    )
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), f"--config={changed}", f"--workdir={setting / 'whole'}"],
+        *(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert "convert.recipe.steps: was 4, now 5" in ran.stderr
+    assert (setting / "whole" / "results.json").exists()
