@@ -22,7 +22,9 @@ from hrsa_jax.embedding.pooling import Pooling, pool_segments
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.mesh import constrain
 
-_ROW_UNIT = 32  # a row length is a multiple of this
+_ROW_UNIT = 16  # a chosen row length is a multiple of this,
+_LONGEST_ROW = 256  # at most this (or twice the longest text),
+_TRIED_STEPS = 32  # and the best one for this many steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ConversionConfig:
     template: str = QUERY_TEMPLATE
     max_query_length: int = 512  # tokens, instruction included
     max_passage_length: int = 512
-    row_length: int = 128  # tokens a packed row; longer when some text is longer
+    row_length: int | None = None  # tokens a packed row; None takes the length that wastes least
     max_segments: int = 32  # texts a packed row
     chunks: int = 1  # parts the batch is encoded in; memory is that of one
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the computation; master weights stay float32
@@ -48,11 +50,9 @@ class ConversionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.chunks < 1 or self.row_length < 1:
-            raise InputError(
-                f"The conversion has steps={self.steps}, batch_size={self.batch_size}, chunks={self.chunks} and "
-                f"row_length={self.row_length}; each must be at least 1."
-            )
+        for name in ("steps", "batch_size", "chunks", "max_query_length", "max_passage_length", "max_segments"):
+            if getattr(self, name) < 1:
+                raise InputError(f"The conversion has {name}={getattr(self, name)}; it must be at least 1.")
 
 
 class ContrastiveBatch(NamedTuple):
@@ -120,20 +120,17 @@ def conversion_batches(
     negatives = config.hard_negatives if any(pair.negatives for pair in pairs) else 0
     steps = [sampler.groups_at(step) for step in range(config.steps)]
     store = _TextStore(tokenizer, list(dict.fromkeys(k for g in steps for k in _text_keys(g, config))), config)
-    longest = max(len(ids) for ids in store.ids.values())
-    row_length = max(config.row_length, -(-longest // _ROW_UNIT) * _ROW_UNIT)
-
-    def lay_out(groups: list[Group], rows: int | None = None) -> PackedLayout:
-        lengths = store.lengths(_text_keys(groups, config))
-        return pack(lengths, row_length, max_segments=config.max_segments, rows=rows)
-
-    layouts = [lay_out(groups) for groups in steps]
+    lengths = [store.lengths(_text_keys(groups, config)) for groups in steps]
     unit = config.chunks * row_multiple
-    rows = -(-max(layout.rows for layout in layouts) // unit) * unit
+    row_length = _row_length(lengths, unit, config)
+    layouts = [pack(step, row_length, max_segments=config.max_segments) for step in lengths]
+    rows = _round_up(max(layout.rows for layout in layouts), unit)
 
     def batch_at(step: int) -> ContrastiveBatch:
         groups = sampler.groups_at(step)
-        return _assemble(groups, lay_out(groups, rows), store, negatives, config)
+        mine = store.lengths(_text_keys(groups, config))
+        layout = pack(mine, row_length, max_segments=config.max_segments, rows=rows)
+        return _assemble(groups, layout, store, negatives, config)
 
     slots = config.steps * rows * row_length
     stats = {
@@ -223,6 +220,24 @@ def _encode_in_chunks(
 
     pooled_CRSD = jax.lax.map(jax.checkpoint(encode_chunk), jax.tree.map(split, rows))
     return jnp.swapaxes(pooled_CRSD, 0, 1).reshape(count, *pooled_CRSD.shape[2:])
+
+
+def _row_length(lengths: Sequence[Sequence[int]], unit: int, config: ConversionConfig) -> int:
+    """Tokens a row: as configured (longer if a text is), or what gives the smallest batch over the steps tried."""
+    longest = max(max(step) for step in lengths)
+    if config.row_length is not None:
+        return max(config.row_length, _round_up(longest, _ROW_UNIT))
+    shortest = _round_up(longest, _ROW_UNIT)
+
+    def slots(row_length: int) -> int:
+        tried = (pack(step, row_length, max_segments=config.max_segments).rows for step in lengths[:_TRIED_STEPS])
+        return _round_up(max(tried), unit) * row_length
+
+    return min(range(shortest, max(_LONGEST_ROW, 2 * shortest) + 1, _ROW_UNIT), key=slots)
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
 
 
 def _text_keys(groups: Sequence[Group], config: ConversionConfig) -> list[tuple[str | None, str]]:

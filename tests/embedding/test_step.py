@@ -204,6 +204,16 @@ def test_known_positives_and_missing_negatives_are_masked(backbone, build_pairs)
     assert plain.mask_QP.sum() == 4 * 10
 
 
+def test_the_row_length_that_wastes_least_is_chosen(backbone, build_pairs):
+    free = dataclasses.replace(CONFIG, row_length=None, steps=3)
+    chosen = conversion_batches(build_pairs(), backbone.tokenizer, free)[1]
+    for length in (64, 128, 256):
+        fixed = dataclasses.replace(free, row_length=length)
+        stats = conversion_batches(build_pairs(), backbone.tokenizer, fixed)[1]
+        assert chosen["padding_share"] <= stats["padding_share"]
+        assert chosen["data_order_hash"] == stats["data_order_hash"]
+
+
 def test_pairs_without_any_negatives_need_no_places(backbone, build_pairs):
     batch = conversion_batches(build_pairs(negatives=0), backbone.tokenizer, CONFIG)[0](0)
     assert isinstance(batch, ContrastiveBatch)
