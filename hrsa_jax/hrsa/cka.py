@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from hrsa_jax.hrsa.cka_core import Resolved, Term, biased, cka_ratio, hsic, resolve
 from hrsa_jax.hrsa.cka_texts import text_cka
-from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_float, to_labels, to_pair, unit_rms
+from hrsa_jax.hrsa.inputs import Array, einsum, is_traced, matmul, to_float, to_labels, to_pair, unit_rms
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True, groups: ArrayLike | None = None) -> Array:
@@ -61,14 +61,14 @@ def rbf_cka(x: ArrayLike, y: ArrayLike, *, bandwidth: float = 0.5, debiased: boo
     Args: x (n, p), y (n, q); sigma^2 = bandwidth^2 x median of all n^2 squared distances (the zeros of the
     diagonal included), per side, as Kornblith et al. 2019. NaN when that median is 0 or rows are too few.
     """
-    if not bandwidth > 0:
+    if not is_traced(bandwidth) and not bandwidth > 0:
         raise ValueError(f"bandwidth is {bandwidth}; it must be positive")
     a, b = to_pair(x, y)
-    return resolve(partial(_rbf_cka, bandwidth=float(bandwidth), debiased=debiased), a, b)
+    return resolve(lambda x, y: _rbf_cka(x, y, bandwidth, debiased), a, b)
 
 
-@partial(jax.jit, static_argnames=("bandwidth", "debiased"))
-def _rbf_cka(x: Array, y: Array, bandwidth: float, debiased: bool) -> Resolved:
+@partial(jax.jit, static_argnames="debiased")
+def _rbf_cka(x: Array, y: Array, bandwidth: ArrayLike, debiased: bool) -> Resolved:
     n = len(x)
     if n < (4 if debiased else 2):
         return Resolved(jnp.full((), jnp.nan, x.dtype), jnp.ones((), x.dtype))
@@ -94,13 +94,13 @@ def _rbf_cka(x: Array, y: Array, bandwidth: float, debiased: bool) -> Resolved:
     return cka_ratio(term(k, m).value, term(k, k), term(m, m))
 
 
-def _rbf_kernel(x: Array, bandwidth: float) -> Array:
+def _rbf_kernel(x: Array, bandwidth: ArrayLike) -> Array:
     x = unit_rms(x)
     p = (x * x).sum(1)
     squared = jnp.maximum(p[:, None] + p[None, :] - 2 * matmul(x, x.T), 0.0)
     squared = jnp.where(jnp.eye(len(x), dtype=bool), 0.0, squared)
     middle = median(squared.ravel())
-    return jnp.exp(squared / jnp.where(middle > 0, -2 * bandwidth**2 * middle, jnp.nan))
+    return jnp.exp(squared / jnp.where(middle > 0, -2 * jnp.asarray(bandwidth, x.dtype) ** 2 * middle, jnp.nan))
 
 
 def _double_centre(k: Array) -> Array:

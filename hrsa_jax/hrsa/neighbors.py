@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from hrsa_jax.hrsa.inputs import Array, centre, is_traced, matmul, power_of_two, to_float, to_labels, to_pair
+from hrsa_jax.hrsa.inputs import Array, is_traced, matmul, power_of_two, to_float, to_labels, to_pair
 
 Metric = Literal["cosine", "euclidean"]
 BLOCK = 256  # rows per search block; also the multiple that rows are padded to
@@ -185,9 +185,21 @@ def _comparable(x: Array, metric: Metric) -> tuple[Array, Array]:
     if metric == "cosine":
         x = x * power_of_two(jnp.abs(x).max(1, keepdims=True))
         return x / jnp.sqrt((x * x).sum(1, keepdims=True)), jnp.zeros(len(x), x.dtype)
-    x = centre(x)  # distances do not change; their cancellation does
     x = x * power_of_two(jnp.abs(x).max())
+    x = x - _middle(x)  # distances stay, the rounding of |x|^2 + |y|^2 - 2 x.y shrinks
     return x, -(x * x).sum(1) / 2
+
+
+def _middle(x: Array) -> Array:
+    """Near the geometric median (d,), by four Weiszfeld steps from the mean: a massive row moves a mean far off."""
+
+    def step(_: int, middle: Array) -> Array:
+        distance = jnp.sqrt(((x - middle) ** 2).sum(1))
+        nearest = jnp.maximum(distance, 1e-3 * distance.mean())
+        weight = jnp.where(nearest > 0, distance.mean() / jnp.where(nearest > 0, nearest, 1.0), 1.0)
+        return middle + matmul(weight, x - middle) / weight.sum()
+
+    return jax.lax.fori_loop(0, 4, step, x.mean(0))
 
 
 @partial(jax.jit, static_argnames=("k", "metric"))
