@@ -165,7 +165,7 @@ def offline_tasks(
             f"no offline task {unknown[0] if unknown else names[0]!r} of size {size!r}: tasks are "
             f"{', '.join(OFFLINE_TASKS)}; sizes are {', '.join(AMOUNTS)}"
         )
-    return [_mteb_task(name, size, *_written(Path(folder), name, size, seed)) for name in names]
+    return [_mteb_task(name, size, _written(Path(folder), name, size, seed)) for name in names]
 
 
 def task_name(name: str, size: Size) -> str:
@@ -186,48 +186,55 @@ def task_texts(tasks: Iterable[Any]) -> dict[str, list[str]]:
     return texts
 
 
-def _written(folder: Path, name: str, size: Size, seed: int) -> tuple[Path, str]:
-    """The data set's folder and revision; rows are drawn only when the folder is not there or was drawn otherwise."""
-    target = folder / f"{task_name(name, size)}-seed{seed}"
+def _written(folder: Path, name: str, size: Size, seed: int) -> Path:
+    """The data set's folder; rows are drawn only when they are not there or were drawn by another recipe."""
+    home = folder / f"{task_name(name, size)}-seed{seed}"
     recipe = {
         "task": task_name(name, size),
         "seed": seed,
         "amounts": dataclasses.asdict(AMOUNTS[size]),
         "python": sys.version.split()[0],
     }
-    marker = target / "recipe.json"
+    marker = home / "recipe.json"
     if marker.is_file():
         found = json.loads(marker.read_text(encoding="utf-8"))
-        if {key: found.get(key) for key in recipe} == recipe:
-            return target, str(found["revision"])
-    configs = OFFLINE_TASKS[name].rows(AMOUNTS[size], seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
-    revision = _write_configs(draft, configs)
-    (draft / "recipe.json").write_text(json.dumps({**recipe, "revision": revision}), encoding="utf-8")
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(draft, target)
-    return target, revision
+        path = home / str(found.pop("revision", ""))
+        if found == recipe and (path / "README.md").is_file():
+            return path
+    path = write_data_set(home, OFFLINE_TASKS[name].rows(AMOUNTS[size], seed))
+    draft = marker.with_suffix(".tmp")
+    draft.write_text(json.dumps({**recipe, "revision": path.name}), encoding="utf-8")
+    os.replace(draft, marker)
+    return path
 
 
-def _write_configs(folder: Path, configs: Configs) -> str:
-    """JSON lines and the README header that tells `datasets` which file is which; returns a hash of all rows."""
-    digest = hashlib.sha256()
-    header = ["---", "configs:"]
+def write_data_set(home: Path, configs: Configs) -> Path:
+    """Writes home/<hash of all rows>/ in the hub's layout: JSON lines, and a README header that names the files.
+
+    The hash is the folder's name because `datasets` caches local data by folder name and README, whatever the rows
+    are: under a fixed name, rows that changed would never be read.
+    """
+    files, header, digest = {}, ["---", "configs:"], hashlib.sha256()
     for config, splits in configs.items():
         header += [f"- config_name: {config}", "  data_files:"]
         for split, rows in splits.items():
             file = f"{config}.{split}.jsonl"
-            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-            (folder / file).write_bytes(content)
-            digest.update(file.encode() + b"\0" + content)
+            files[file] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+            digest.update(file.encode() + b"\0" + files[file])
             header += [f"  - split: {split}", f"    path: {file}"]
-    (folder / "README.md").write_text("\n".join([*header, "---", ""]), encoding="utf-8")
-    return digest.hexdigest()[:16]
+    files["README.md"] = "\n".join([*header, "---", ""]).encode()
+    home.mkdir(parents=True, exist_ok=True)
+    target = home / digest.hexdigest()[:16]
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
+    for file, content in files.items():
+        (draft / file).write_bytes(content)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+    return target
 
 
-def _mteb_task(name: str, size: Size, path: Path, revision: str) -> Any:
+def _mteb_task(name: str, size: Size, path: Path) -> Any:
     """A stock task class of mteb with our metadata, instantiated."""
     from mteb.abstasks import AbsTaskBitextMining, AbsTaskClassification, AbsTaskClustering, AbsTaskPairClassification
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -243,7 +250,7 @@ def _mteb_task(name: str, size: Size, path: Path, revision: str) -> Any:
         "BitextMining": AbsTaskBitextMining,
     }
     task = OFFLINE_TASKS[name]
-    fields: dict[str, Any] = {"metadata": _metadata(name, size, path, revision)}
+    fields: dict[str, Any] = {"metadata": _metadata(name, size, path)}
     if task.type == "Clustering":
         # the stock default embeds 4% of the documents: of a small set, next to nothing
         fields |= {
@@ -255,7 +262,7 @@ def _mteb_task(name: str, size: Size, path: Path, revision: str) -> Any:
     return type(name, (bases[task.type],), fields)()
 
 
-def _metadata(name: str, size: Size, path: Path, revision: str) -> Any:
+def _metadata(name: str, size: Size, path: Path) -> Any:
     from mteb.abstasks.task_metadata import TaskMetadata
 
     task = OFFLINE_TASKS[name]
@@ -269,7 +276,7 @@ def _metadata(name: str, size: Size, path: Path, revision: str) -> Any:
     domains: list[Any] = [task.domain]
     return TaskMetadata(
         name=task_name(name, size),
-        dataset={"path": str(path.resolve()), "revision": revision},
+        dataset={"path": str(path.resolve()), "revision": path.name},
         description=f"{task.description} Source: {task.source}. Licence: {task.licence}.",
         reference=None,
         type=kind,

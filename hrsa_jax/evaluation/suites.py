@@ -183,7 +183,7 @@ def _run_one(model: MTEBEncoder, task: Any, folder: Path) -> TaskScore:
     _drop_cut_result(cache.get_task_result_path(name, model.mteb_model_meta))
     try:
         with _quiet():
-            result = mteb.evaluate(
+            mteb.evaluate(
                 model,
                 task,
                 cache=cache,
@@ -191,7 +191,10 @@ def _run_one(model: MTEBEncoder, task: Any, folder: Path) -> TaskScore:
                 encode_kwargs={"batch_size": 256, "show_progress_bar": False},
                 show_progress_bar=False,
                 co2_tracker=False,
-            ).task_results[0]
+            )
+        # always from the file: it holds six decimals, and a resumed run must give the same numbers
+        result = cache.load_task_result(name, model.mteb_model_meta, raise_if_not_found=True)
+        assert result is not None
         score = float(result.get_score())
         if not np.isfinite(score):
             raise FloatingPointError(f"{metric} is {score}")

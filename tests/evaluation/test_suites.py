@@ -1,0 +1,297 @@
+"""Suites: resume, failures, hub data sets in their own layout, offline refusals, means without gaps."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from hrsa_jax.evaluation import suites
+from hrsa_jax.evaluation.baselines import HashedBagOfWords
+from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
+from hrsa_jax.evaluation.offline_tasks import offline_tasks, write_data_set
+from hrsa_jax.evaluation.suites import TaskScore, difference_table, means, run_tasks, suite
+from hrsa_jax.runtime.errors import InputError
+
+FOUR = ["OfflineNewsRetrieval", "OfflineNewsClassification", "OfflineNewsClustering", "OfflineNewsPairClassification"]
+
+
+class Bag(HashedBagOfWords):
+    """A bag of words that can be told to fail on a text."""
+
+    def __init__(self, poison=None):
+        super().__init__(128)
+        self.poison = poison
+        self.count = 0
+
+    def encode(self, texts, prompt=None):
+        self.count += len(texts)
+        vectors = super().encode(texts, prompt)
+        if self.poison in texts:
+            vectors[texts.index(self.poison)] = np.nan
+        return vectors
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def local_task(base, folder, name, kind, configs, *, metric, fields=None, prompt=None):
+    """A stock task class over rows written in the hub's layout."""
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    path = write_data_set(folder, configs)
+    metadata = TaskMetadata(
+        name=name,
+        dataset={"path": str(path), "revision": path.name},
+        description="",
+        type=kind,
+        category="t2t",
+        modalities=["text"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score=metric,
+        prompt=prompt,
+    )
+    return type(name, (base,), {"metadata": metadata, **(fields or {})})()
+
+
+def retrieval_rows(*, excluded=None, instructions=False):
+    """Six queries that share words with their document; query i may not find the documents excluded[i]."""
+    topics = [
+        "red apple fruit",
+        "blue sea water",
+        "green forest tree",
+        "fast train rail",
+        "old castle wall",
+        "new moon night",
+    ]
+    documents = [f"{t} story" for t in topics] + [f"{t} story too" for t in topics] + ["nothing to see"]
+    configs = {
+        "corpus": {"test": [{"_id": f"d{i}", "text": text, "title": ""} for i, text in enumerate(documents)]},
+        "queries": {"test": [{"_id": f"q{i}", "text": text} for i, text in enumerate(topics)]},
+        "default": {"test": [{"query-id": f"q{i}", "corpus-id": f"d{6 + i}", "score": 1} for i in range(6)]},
+    }
+    if excluded is not None:
+        everything = [f"d{i}" for i in range(len(documents))]
+        configs["top_ranked"] = {
+            "test": [
+                {"query-id": f"q{i}", "corpus-ids": [d for d in everything if d not in excluded.get(i, ())]}
+                for i in range(6)
+            ]
+        }
+    if instructions:
+        configs["instruction"] = {"test": [{"query-id": f"q{i}", "instruction": "too"} for i in range(6)]}
+    return configs
+
+
+def ndcg_at_10(model_vectors, queries, documents, relevant, allowed):
+    """nDCG@10 in float64 from one relevant document a query."""
+    gains = []
+    for i, query in enumerate(queries):
+        scores = (
+            model_vectors[query].astype(np.float64) @ np.stack([model_vectors[d] for d in documents]).astype(float).T
+        )
+        order = [j for j in np.argsort(-scores, kind="stable") if j in allowed[i]]
+        rank = order.index(relevant[i]) + 1
+        gains.append(1 / np.log2(rank + 1) if rank <= 10 else 0.0)
+    return float(np.mean(gains))
+
+
+def test_exclusions_score_as_a_plain_float64_scorer_does(tmp_path):
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    excluded = {0: ("d0",), 2: ("d2", "d1"), 5: ("d12",)}
+    configs = retrieval_rows(excluded=excluded)
+    documents = [row["text"] for row in configs["corpus"]["test"]]
+    queries = [row["text"] for row in configs["queries"]["test"]]
+    bag = HashedBagOfWords(128)
+    vectors = dict(zip(documents + queries, bag.encode(documents + queries), strict=True))
+
+    def score(rows, name):
+        task = local_task(AbsTaskRetrieval, tmp_path / name, name, "Retrieval", rows, metric="ndcg_at_10")
+        [result] = run_tasks(MTEBEncoder("m", bag), lambda: [task], tmp_path / "results")
+        assert result.error is None
+        return result.score
+
+    everything = set(range(len(documents)))
+    allowed = [everything - {int(d[1:]) for d in excluded.get(i, ())} for i in range(6)]
+    relevant = [6 + i for i in range(6)]
+    masked = score(configs, "Masked")
+    assert masked == pytest.approx(ndcg_at_10(vectors, queries, documents, relevant, allowed), abs=1e-5)
+    plain = score(retrieval_rows(), "Plain")
+    assert plain == pytest.approx(ndcg_at_10(vectors, queries, documents, relevant, [everything] * 6), abs=1e-5)
+    assert masked > plain
+
+
+def test_the_other_text_task_types_run(tmp_path):
+    from mteb.abstasks import AbsTaskMultilabelClassification
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.text.summarization import AbsTaskSummarization
+
+    words = ["sun", "rain", "wind", "snow"]
+    labelled = [
+        {"text": f"{words[i % 4]} and {words[(i // 4) % 4]} today {i}", "label": sorted({i % 4, (i // 4) % 4})}
+        for i in range(48)
+    ]
+    summaries = [
+        {
+            "text": f"long text about {w} and more",
+            "human_summaries": [f"about {w}", f"{w} text"],
+            "machine_summaries": [f"about {w}", "something else", f"{w} and more"],
+            "relevance": [5.0, 1.0, 3.0],
+        }
+        for w in words
+    ]
+    tasks = [
+        local_task(
+            AbsTaskMultilabelClassification,
+            tmp_path / "multi",
+            "Multi",
+            "MultilabelClassification",
+            {"default": {"train": labelled, "test": labelled[::3]}},
+            metric="accuracy",
+        ),
+        local_task(
+            AbsTaskSummarization,
+            tmp_path / "sum",
+            "Sum",
+            "Summarization",
+            {"default": {"test": summaries}},
+            metric="cosine_spearman",
+            fields={"min_score": 0, "max_score": 5},
+        ),
+        local_task(
+            AbsTaskRetrieval,
+            tmp_path / "instruct",
+            "Instruct",
+            "InstructionReranking",
+            retrieval_rows(excluded={}, instructions=True),
+            metric="ndcg_at_5",
+        ),
+    ]
+    scores = run_tasks(MTEBEncoder("m", Bag()), lambda: tasks, tmp_path / "results")
+    assert [s.error for s in scores] == [None, None, None]
+    assert scores[1].score > 0.5
+    assert scores[2].score > 0.9  # the instruction's word names the right document
+
+
+def test_finished_tasks_are_read_and_cut_files_run_again(tiny, tmp_path):
+    def run():
+        bag = Bag()
+        log = Lines()
+        found = run_tasks(MTEBEncoder("m", bag), lambda: offline_tasks(tiny, names=FOUR), tmp_path, log=log)
+        return {s.task: s.score for s in found}, bag.count, log.lines
+
+    first, count, lines = run()
+    assert count > 0
+    assert len(lines) == 4
+    assert "hrsa_jax/m 1/4 OfflineNewsRetrievalSmall.v1: ndcg_at_10 " in lines[0]
+    again, count, _ = run()
+    assert (again, count) == (first, 0)
+    [path] = tmp_path.rglob("OfflineNewsClusteringSmall.v1.json")
+    path.write_text(path.read_text()[:100])
+    third, count, _ = run()
+    assert third == first
+    assert count == 20  # the clustering documents only
+    assert json.loads(path.read_text())["task_name"] == "OfflineNewsClusteringSmall.v1"
+
+
+def test_names_keep_seeds_apart(tiny, tmp_path):
+    for seed in (0, 1):
+        run_tasks(MTEBEncoder(f"Emb-s{seed}", Bag()), lambda: offline_tasks(tiny, names=FOUR[:1]), tmp_path)
+    assert len(list(tmp_path.rglob("OfflineNewsRetrievalSmall.v1.json"))) == 2
+
+
+def test_a_failed_task_is_reported_and_the_rest_runs(tiny, tmp_path):
+    from hrsa_jax.evaluation.offline_tasks import task_texts
+
+    names = FOUR[:2]
+    poison = task_texts(offline_tasks(tiny, names=names))["OfflineNewsRetrievalSmall.v1"][0]
+    failed, fine = run_tasks(MTEBEncoder("m", Bag(poison)), lambda: offline_tasks(tiny, names=names), tmp_path)
+    assert failed.score is None
+    assert failed.error.startswith("FloatingPointError: hrsa_jax/m gave 1 vectors with NaN")
+    assert fine.error is None
+    with pytest.raises(InputError, match=r"no score for OfflineNewsRetrievalSmall\.v1"):
+        means([failed, fine], [failed.task, fine.task])
+
+
+def test_hub_suites_say_one_sentence_at_once_when_the_hub_is_off(monkeypatch):
+    import mteb  # noqa: F401  (its import is not what is timed)
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("MTEB(Code, v1)", "qa", "SciFact", "bright_paper"):
+        started = time.monotonic()
+        with pytest.raises(InputError, match=r"needs \d+ data sets that are not on this machine .*HF_HUB_OFFLINE=1"):
+            suite(name)
+        assert time.monotonic() - started < 30
+
+
+def test_suites_by_name(monkeypatch, tiny):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    short = suite("BRIGHT(v1.1)")
+    names = [t.metadata.name for t in short.tasks()]
+    assert len(names) == 12
+    assert not [n for n in names if "Long" in n]
+    assert {t.metadata.main_score for t in short.tasks()} == {"ndcg_at_10"}
+    assert short.tasks()[0] is not short.tasks()[0]
+    [paper] = suite("bright_paper").tasks()
+    assert len(paper.hf_subsets) == 12
+    assert "one prompt" in suite("bright_paper").label
+    assert len(suite("qa").tasks()) == 6
+    assert len(suite("offline", folder=tiny, names=FOUR).tasks()) == 4
+
+
+@pytest.mark.parametrize(("name", "near"), [("NanoBIER", "NanoBEIR"), ("MTEB(eng,v2)", "MTEB(eng, v2)")])
+def test_unknown_suites_name_the_nearest(name, near):
+    with pytest.raises(InputError) as caught:
+        suite(name)
+    assert f"did you mean {near!r}?" in str(caught.value)
+
+
+def test_the_offline_suite_needs_a_folder():
+    with pytest.raises(InputError, match="needs a folder"):
+        suite("offline")
+
+
+def test_data_sets_in_the_hub_cache_are_enough(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--mteb--scifact").mkdir()
+    assert suite("SciFact").tasks()[0].metadata.name == "SciFact"
+
+
+def score(task, kind, value):
+    return TaskScore(task, kind, "m", value, 1.0)
+
+
+def test_means_by_task_and_by_type():
+    scores = [score("a", "STS", 0.2), score("b", "STS", 0.4), score("c", "Retrieval", 0.9), score("x", "STS", 0.0)]
+    found = means(scores, ["a", "b", "c"])
+    assert found["by_task"] == pytest.approx(0.5)
+    assert found["by_type"] == pytest.approx(0.6)
+    assert found["types"] == pytest.approx({"STS": 0.3, "Retrieval": 0.9})
+
+
+def test_difference_table_is_in_points_and_refuses_gaps():
+    base = {s: [score("a", "STS", 0.5), score("b", "STS", 0.1 * s)] for s in (0, 1)}
+    reasoning = {s: [score("b", "STS", 0.1 * s), score("a", "STS", 0.51 + 0.01 * s)] for s in (0, 1)}
+    np.testing.assert_allclose(difference_table(base, reasoning, ["a", "b"]), [[1, 2], [0, 0]], atol=1e-9)
+    with pytest.raises(InputError, match="reasoning with seed 1 has no score for c"):
+        difference_table({1: [score("c", "STS", 0.1)]}, {1: [score("a", "STS", 0.1)]}, ["c"])
+    with pytest.raises(InputError, match="seeds"):
+        difference_table(base, {0: reasoning[0]}, ["a"])
+
+
+def test_every_suite_name_is_one_mteb_or_we_know():
+    import mteb
+
+    known = {b.name for b in mteb.get_benchmarks()}
+    assert set(suites.BENCHMARKS) <= known
+    assert set(suites.LABELS) <= set(suites.SUITES)
