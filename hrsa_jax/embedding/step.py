@@ -4,6 +4,7 @@ R rows, T tokens a row, S segments a row, D width, Q queries, P passages, N dist
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -123,8 +124,7 @@ def conversion_batches(
     lengths = [store.lengths(_text_keys(groups, config)) for groups in steps]
     unit = config.chunks * row_multiple
     row_length = _row_length(lengths, unit, config)
-    layouts = [pack(step, row_length, max_segments=config.max_segments) for step in lengths]
-    rows = _round_up(max(layout.rows for layout in layouts), unit)
+    rows = _round_up(max(pack(step, row_length, max_segments=config.max_segments).rows for step in lengths), unit)
 
     def batch_at(step: int) -> ContrastiveBatch:
         groups = sampler.groups_at(step)
@@ -132,25 +132,11 @@ def conversion_batches(
         layout = pack(mine, row_length, max_segments=config.max_segments, rows=rows)
         return _assemble(groups, layout, store, negatives, config)
 
-    slots = config.steps * rows * row_length
-    stats = {
+    stats = _statistics(pairs, sampler, steps, store) | {
         "steps": config.steps,
-        "steps_per_epoch": sampler.steps_per_epoch,
-        "pairs": len(pairs),
-        "datasets": {name: sum(pair.dataset == name for pair in pairs) for name in sampler.names},
-        "dataset_shares": dict(zip(sampler.names, map(float, sampler.shares), strict=True)),
-        "pairs_without_negatives": sum(not pair.negatives for pair in pairs),
-        "duplicate_pairs": len(pairs) - len({(pair.query, pair.positives) for pair in pairs}),
-        "share_truncated": store.share_truncated,
-        "tokens": {
-            "query": _length_summary(store, passage=False),
-            "passage": _length_summary(store, passage=True),
-        },
         "row_length": row_length,
         "rows_per_batch": rows,
-        "padding_share": 1.0 - sum(int(layout.length_N.sum()) for layout in layouts) / slots,
-        "purity": float(np.mean([purity(groups) for groups in steps])),
-        "data_order_hash": data_order_hash(steps),
+        "padding_share": 1.0 - sum(map(sum, lengths)) / (config.steps * rows * row_length),
     }
     return batch_at, stats
 
@@ -296,6 +282,25 @@ def _mask_known_positives(
         for text in answers[group.query]:
             mask_QP[row, columns.get(text, [])] = False
         mask_QP[row, positive_Q[row]] = True
+
+
+def _statistics(
+    pairs: Sequence[Pair], sampler: PairSampler, steps: Sequence[Sequence[Group]], store: _TextStore
+) -> dict[str, Any]:
+    """What is known of the data before step 0, as JSON values."""
+    sizes = Counter(pair.dataset for pair in pairs)
+    return {
+        "steps_per_epoch": sampler.steps_per_epoch,
+        "pairs": len(pairs),
+        "datasets": {name: sizes[name] for name in sampler.names},
+        "dataset_shares": dict(zip(sampler.names, map(float, sampler.shares), strict=True)),
+        "pairs_without_negatives": sum(not pair.negatives for pair in pairs),
+        "duplicate_pairs": len(pairs) - len({(pair.query, pair.positives) for pair in pairs}),
+        "share_truncated": store.share_truncated,
+        "tokens": {"query": _length_summary(store, passage=False), "passage": _length_summary(store, passage=True)},
+        "purity": float(np.mean([purity(groups) for groups in steps])),
+        "data_order_hash": data_order_hash(steps),
+    }
 
 
 def _length_summary(store: _TextStore, *, passage: bool) -> dict[str, float]:
