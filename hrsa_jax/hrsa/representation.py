@@ -225,7 +225,8 @@ def _mapped(fit: ProcrustesFit, x: Array, y: Array) -> tuple[Array, Array]:
 @jax.jit
 def _residual(fit: ProcrustesFit, x: Array, y: Array) -> Array:
     mapped, target = _mapped(fit, x, y)
-    return ((mapped - target) ** 2).sum() / (target**2).sum()
+    moved = jnp.abs(y - fit.mean_y) > 4 * jnp.finfo(y.dtype).eps * jnp.abs(fit.mean_y)
+    return jnp.where(moved.any(), ((mapped - target) ** 2).sum() / (target**2).sum(), jnp.nan)
 
 
 @jax.jit
