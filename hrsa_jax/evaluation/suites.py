@@ -177,12 +177,13 @@ def run_tasks(model: MTEBEncoder, tasks_fn: TasksFn, folder: str | Path, *, log:
 def _run_one(model: MTEBEncoder, task: Any, folder: Path) -> TaskScore:
     import mteb
     from mteb.cache import ResultCache
+    from threadpoolctl import threadpool_limits
 
     name, kind, metric = task.metadata.name, str(task.metadata.type), task.metadata.main_score
     cache = ResultCache(folder)
     _drop_cut_result(cache.get_task_result_path(name, model.mteb_model_meta))
     try:
-        with _quiet():
+        with _quiet(), threadpool_limits(limits=getattr(task, "scoring_threads", None)):
             mteb.evaluate(
                 model,
                 task,
