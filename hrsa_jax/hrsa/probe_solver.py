@@ -134,21 +134,25 @@ def _two_loop(state: _Descent, metric_LMKR: jax.Array) -> jax.Array:
 
     Empty slots and moves without curvature get weight zero, so one program serves every instance.
     """
-    vector = state.gradient_LMKR
-    inverse, shares = [], []
-    for move, change in zip(state.moves_HLMKR, state.changes_HLMKR, strict=True):
-        curvature = _dot(move, change)
-        usable = curvature > jnp.finfo(vector.dtype).tiny
-        inverse.append(jnp.where(usable, 1 / jnp.where(usable, curvature, 1), 0))
-        shares.append(inverse[-1] * _dot(move, vector))
-        vector = vector - shares[-1] * change
-    newest, change = state.moves_HLMKR[0], state.changes_HLMKR[0]
-    scale = _dot(newest, change) / jnp.maximum(_dot(change, change / metric_LMKR), jnp.finfo(vector.dtype).tiny)
+    tiny = jnp.finfo(state.gradient_LMKR.dtype).tiny
+    curvature = jax.vmap(_dot)(state.moves_HLMKR, state.changes_HLMKR)
+    inverse = jnp.where(curvature > tiny, 1 / jnp.where(curvature > tiny, curvature, 1), 0)
+    stored = state.moves_HLMKR, state.changes_HLMKR, inverse
+
+    def newest_first(vector: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        move, change, weight = pair
+        share = weight * _dot(move, vector)
+        return vector - share * change, share
+
+    def oldest_first(vector: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        move, change, weight, share = pair
+        return vector + (share - weight * _dot(change, vector)) * move, None
+
+    vector, shares = lax.scan(newest_first, state.gradient_LMKR, stored)
+    change = state.changes_HLMKR[0]
+    scale = curvature[0] / jnp.maximum(_dot(change, change / metric_LMKR), tiny)
     vector = jnp.where(inverse[0] > 0, scale, 1) * vector / metric_LMKR
-    for i in reversed(range(HISTORY)):
-        correction = shares[i] - inverse[i] * _dot(state.changes_HLMKR[i], vector)
-        vector = vector + correction * state.moves_HLMKR[i]
-    return vector
+    return lax.scan(oldest_first, vector, (*stored, shares), reverse=True)[0]
 
 
 def _line_search(state: _Descent, direction: jax.Array, slope_logits: jax.Array, penalty: jax.Array, loss):

@@ -162,7 +162,7 @@ def encode_labels(name: str, labels: Array | Sequence, num_rows: int) -> tuple[t
     if len(classes) < 2:
         raise ValueError(f"{name} holds {len(classes)} class; a probe needs at least two")
     if counts.min() < 2:
-        lonely = classes[counts.argmin()]
+        lonely = classes.tolist()[counts.argmin()]
         raise ValueError(f"{name}: class {lonely!r} has one example; give it another or drop it")
     return tuple(classes.tolist()), codes
 
