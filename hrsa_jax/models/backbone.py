@@ -204,7 +204,8 @@ def _load_gguf(found: ResolvedSource, dtype: Any, mesh: Mesh | None) -> Backbone
     config = ModelConfig.from_hf(config_fields(file), where=str(found.path))
     tokenizer = load_gguf_tokenizer(file)
     check_vocabulary(tokenizer, config.vocab_size, str(found.path))
-    decoder = load_weights(config, GGUFCheckpoint(file, config), where=str(found.path), mesh=mesh, dtype=dtype)
+    checkpoint = GGUFCheckpoint(file, config, keep=mesh is not None)
+    decoder = load_weights(config, checkpoint, where=str(found.path), mesh=mesh, dtype=dtype)
     pooling = file.pooling()
     return Backbone(
         source=found.source,

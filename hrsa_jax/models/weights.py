@@ -50,22 +50,37 @@ class Checkpoint(Protocol):
 
 
 class GGUFCheckpoint:
-    """A GGUF file as a Checkpoint: whole tensors are dequantised, q and k of llama files put back in order."""
+    """A GGUF file as a Checkpoint: whole tensors are dequantised, q and k of llama files put back in order.
 
-    def __init__(self, file: GGUFFile, config: ModelConfig):
-        self.file, self.config = file, config
+    With `keep`, the tensors of one parameter stay until another parameter is read: shards are cut from them.
+    """
+
+    def __init__(self, file: GGUFFile, config: ModelConfig, *, keep: bool = False):
+        self.file, self.config, self.keep = file, config, keep
+        self._kept: dict[str, np.ndarray] = {}
         self.entries: Mapping[str, Entry] = file.entries
         self.where = file.where
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         """Dequantised float32 slice."""
+        tensor = self._kept.get(name)
+        if tensor is None:
+            tensor = self._tensor(name)
+            if self.keep:
+                parameter = name.split(".", 2)[-1]
+                for other in [kept for kept in list(self._kept) if kept.split(".", 2)[-1] != parameter]:
+                    self._kept.pop(other, None)
+                self._kept[name] = tensor
+        return tensor[index]
+
+    def _tensor(self, name: str) -> np.ndarray:
         tensor = self.file.read(name)
         if FAMILIES[self.config.family].gguf_permuted:
             if ".attn_q." in name:
                 tensor = unpermute(tensor, self.config.num_heads)
             elif ".attn_k." in name:
                 tensor = unpermute(tensor, self.config.num_kv_heads)
-        return tensor[index]
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,19 @@ def _filler(target: _Target, checkpoint: Checkpoint, dtype: Any) -> Callable[[An
     return fill
 
 
+def _place(shape: tuple[int, ...], sharding: Sharding, fill: Callable[[Index], np.ndarray]) -> jax.Array:
+    """One shard after another, so that the host holds one beyond what the devices have.
+
+    jax.make_array_from_callback would build all shards of the parameter before it hands over the first.
+    """
+    pieces = [
+        jax.block_until_ready(jax.device_put(fill(index), device))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+        if index is not None
+    ]
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+
 def load_weights(
     config: ModelConfig,
     checkpoint: Checkpoint,
@@ -176,7 +204,7 @@ def load_weights(
 ) -> Decoder:
     """A decoder with the checkpoint's values, laid out on `mesh` by the RULES of runtime/mesh.py.
 
-    No device ever holds an unsharded array, and the host at most one parameter beyond the shards.
+    No device ever holds an unsharded array, and the host one shard beyond those (GGUF: one parameter).
 
     Args:
         where: names the checkpoint in errors.
@@ -202,9 +230,7 @@ def load_weights(
             if mesh is None
             else named_sharding(mesh, target.axes, target.shape, target.units)
         )
-        arrays[target.path] = jax.make_array_from_callback(
-            target.shape, sharding, _filler(target, checkpoint, np.dtype(dtype))
-        )
+        arrays[target.path] = _place(target.shape, sharding, _filler(target, checkpoint, np.dtype(dtype)))
     filled = [(keys, v.replace(arrays[".".join(map(str, keys))])) for keys, v in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 

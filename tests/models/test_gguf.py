@@ -1,6 +1,7 @@
 """GGUF files written here with the gguf package: equal to their HF twins, and refused when damaged."""
 
 import gguf
+import jax
 import numpy as np
 import pytest
 from gguf import quants
@@ -11,6 +12,7 @@ from hrsa_jax.models.gguf import GGUFFile, config_fields, unpermute
 from hrsa_jax.models.rope import inverse_frequencies
 from hrsa_jax.models.weights import GGUFCheckpoint, load_weights, tensor_names
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import make_mesh
 
 KIND = gguf.GGMLQuantizationType
 
@@ -88,6 +90,17 @@ def test_a_gguf_file_equals_its_hf_twin(variant, tmp_path):
     ours, expected = (our_states(d, tokens, mask, "causal") for d in (decoder, twin))
     np.testing.assert_allclose(ours[0], expected[0], atol=1e-6)
     np.testing.assert_allclose(ours[1], expected[1], atol=1e-5)
+
+
+def test_a_gguf_file_goes_into_shardings_too(tmp_path):
+    path = write(hf_model("llama", vocab_size=96), tmp_path / "m.gguf")
+    file = GGUFFile(path)
+    config = ModelConfig.from_hf(config_fields(file), str(path))
+    mesh = make_mesh(data=1, fsdp=4, tensor=2)
+    sharded = load_weights(config, GGUFCheckpoint(file, config, keep=True), where=str(path), mesh=mesh)
+    assert sharded.embed[...].addressable_shards[0].data.shape == (12, 32)
+    for ours, whole in zip(jax.tree.leaves(sharded), jax.tree.leaves(load(path)), strict=True):
+        np.testing.assert_array_equal(ours, whole)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "BF16"])

@@ -58,28 +58,39 @@ def test_every_layer_equals_transformers(backbone, torch_model):
     np.testing.assert_array_equal(backbone.decoder.blocks.q_proj.kernel[...][7], kernel.T)
 
 
-def test_the_tokenizer_is_the_one_transformers_builds_cached_or_not(path, tmp_path, monkeypatch):
+def test_the_tokenizer_is_converted_once_and_its_cache_is_safe_to_lose(path, tmp_path, monkeypatch):
     from hrsa_jax.models.gguf import GGUFFile
 
-    reference = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    convert, converted = transformers.AutoTokenizer.from_pretrained, []
+
+    def counted(*args, **options):
+        if "gguf_file" not in options:
+            return convert(*args, **options)
+        converted.append(args)
+        return convert(*args, **options) if len(converted) == 1 else reference  # seconds each time
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", counted)
+    reference = counted(path.parent, gguf_file=path.name)
     monkeypatch.setenv("HRSA_CACHE", str(tmp_path))
     file = GGUFFile(path)
-    fresh, cached = load_gguf_tokenizer(file), load_gguf_tokenizer(file)
-    assert len(list((tmp_path / "tokenizers").iterdir())) == 1
-    for tokenizer in (fresh, cached):
-        for text in [*TEXTS, "<|im_start|>user\n 1 22 333<|im_end|>\r\n\n\n  \t x", ""]:
-            assert tokenizer(text)["input_ids"] == reference(text)["input_ids"]
-        assert tokenizer.get_vocab() == reference.get_vocab()
-        assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (2, 2, 1)
-        chat = [{"role": "user", "content": "hello"}]
-        assert tokenizer.apply_chat_template(chat, tokenize=False) == reference.apply_chat_template(
-            chat, tokenize=False
-        )
-    next((tmp_path / "tokenizers").iterdir()).joinpath("tokenizer.json").write_text("{")  # a damaged cache heals
+    load_gguf_tokenizer(file)
+    cached = load_gguf_tokenizer(file)
+    assert len(converted) == 2
+    (stored,) = (tmp_path / "tokenizers").iterdir()
+    for text in [*TEXTS, "<|im_start|>user\n 1 22 333<|im_end|>\r\n\n\n  \t x", ""]:
+        assert cached(text)["input_ids"] == reference(text)["input_ids"]
+    assert cached.get_vocab() == reference.get_vocab()
+    assert (cached.eos_token_id, cached.pad_token_id, cached.bos_token_id) == (2, 2, 1)
+    chat = [{"role": "user", "content": "hello"}]
+    assert cached.apply_chat_template(chat, tokenize=False) == reference.apply_chat_template(chat, tokenize=False)
+
+    (stored / "tokenizer.json").write_text("{")  # a damaged cache heals
     assert load_gguf_tokenizer(file)(TEXTS[0])["input_ids"] == reference(TEXTS[0])["input_ids"]
+    assert len((stored / "tokenizer.json").read_text()) > 1e6
     (tmp_path / "file").touch()
-    monkeypatch.setenv("HRSA_CACHE", str(tmp_path / "file"))  # a cache that cannot be written is no error
-    assert load_gguf_tokenizer(file)(TEXTS[0])["input_ids"] == reference(TEXTS[0])["input_ids"]
+    monkeypatch.setenv("HRSA_CACHE", str(tmp_path / "file"))  # one that cannot be written is no error
+    assert load_gguf_tokenizer(file) is reference
+    assert len(converted) == 4
 
 
 @pytest.mark.slow

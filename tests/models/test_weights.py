@@ -149,7 +149,7 @@ def test_peak_memory_of_a_sharded_load(tmp_path):
             "vocab_size": 32000,
             "hidden_size": 2048,
             "intermediate_size": 5632,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 4,  # with a vocabulary of 32,000: 1 GB
             "num_attention_heads": 16,
             "num_key_value_heads": 4,
             "tie_word_embeddings": True,
