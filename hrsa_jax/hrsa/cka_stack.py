@@ -61,16 +61,22 @@ def gram_is_cheaper(layers_x: int, layers_y: int, n: int, p: int, q: int) -> boo
 @partial(jax.jit, static_argnames=("debiased", "by_gram"))
 def _matrix(xs_LND: Array, ys_MND: Array, debiased: bool, by_gram: bool) -> Resolved:
     xs, ys = jax.lax.map(unit_rms, xs_LND), jax.lax.map(unit_rms, ys_MND)
-    hsics = (gram_hsics if by_gram else covariance_hsics)(xs, ys, debiased)
-    return _all_pairs(hsics)
+    if not by_gram:
+        return all_pairs(covariance_hsics(xs, ys, debiased, xs.shape[1]))
+    count, tile = tiling(xs.shape[1])
+    first, second = np.triu_indices(count)
+    weight = (lambda i, j: i != j) if debiased else None
+    crosses = tile_products((xs, ys), (xs, ys), (first, second, np.where(first == second, 1, 2)), tile, weight)
+    return all_pairs(gram_hsics(crosses, xs, ys, debiased, xs.shape[1]))
 
 
-def _all_pairs(hsics: Hsics) -> Resolved:
+def all_pairs(hsics: Hsics) -> Resolved:
+    """CKA of all layer pairs: (L, M)."""
     return cka_ratio(hsics.xy.value, Term(hsics.xx.value[:, None], hsics.xx.size[:, None]), hsics.yy)
 
 
-def covariance_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
-    """All HSICs from cross-covariances of unit-RMS stacks, one (p, q) product alive at a time."""
+def covariance_hsics(xs: Array, ys: Array, debiased: bool, n: int) -> Hsics:
+    """All HSICs from cross-covariances of unit-RMS stacks of n rows, one (p, q) product alive at a time."""
 
     def cross(x: Array, y: Array) -> Array:
         return (matmul(x.T, y) ** 2).sum(1).sum()
@@ -80,12 +86,11 @@ def covariance_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
         xx=jax.lax.map(lambda x: cross(x, x), xs),
         yy=jax.lax.map(lambda y: cross(y, y), ys),
     )
-    return _with_norms(crosses, xs, ys, hsic) if debiased else Hsics(*map(biased, crosses))
+    return _with_norms(crosses, xs, ys, hsic, n) if debiased else Hsics(*map(biased, crosses))
 
 
-def gram_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
-    """All HSICs from Gram tiles of unit-RMS stacks; the diagonal is left out before anything is summed."""
-    crosses = _tile_products(xs, ys, (lambda i, j: (i != j).astype(xs.dtype)) if debiased else None)
+def gram_hsics(crosses: Hsics, xs: Array, ys: Array, debiased: bool, n: int) -> Hsics:
+    """All HSICs from sums of k l over all rows i, j (debiased: i != j) of unit-RMS stacks of n rows."""
     if not debiased:
         return Hsics(*map(biased, crosses))
 
@@ -94,43 +99,55 @@ def gram_hsics(xs: Array, ys: Array, debiased: bool) -> Hsics:
         own, both = 2 * g / (n - 2), norms / (n - 1) / (n - 2)
         return Term(cross - own + both, cross + own + both)
 
-    return _with_norms(crosses, xs, ys, term)
+    return _with_norms(crosses, xs, ys, term, n)
 
 
-def _with_norms(crosses: Hsics, xs: Array, ys: Array, term: Callable[..., Term]) -> Hsics:
-    """`term(cross, g, P Q, n)` for every pair of layers."""
-    n = xs.shape[1]
-    g, norms = _norm_terms((xs**2).sum(2), (ys**2).sum(2))
+def _with_norms(crosses: Hsics, xs: Array, ys: Array, term: Callable[..., Term], n: int) -> Hsics:
+    """`term(cross, g, P Q, n)` for every pair of layers; g = sum_a p_a q_a with p_a = |x_a|^2, P = sum p."""
+    p, q = (xs**2).sum(2), (ys**2).sum(2)
+    p_sum, q_sum = p.sum(1), q.sum(1)
+    g = Hsics(matmul(p, q.T), (p**2).sum(1), (q**2).sum(1))
+    norms = Hsics(p_sum[:, None] * q_sum, p_sum**2, q_sum**2)
     return Hsics(*(term(c, own, both, n) for c, own, both in zip(crosses, g, norms, strict=True)))
 
 
-def _norm_terms(p_LN: Array, q_MN: Array) -> tuple[Hsics, Hsics]:
-    """g = sum_a p_a q_a and P Q for every pair of layers."""
-    p_sum, q_sum = p_LN.sum(1), q_MN.sum(1)
-    g = Hsics(matmul(p_LN, q_MN.T), (p_LN**2).sum(1), (q_MN**2).sum(1))
-    return g, Hsics(p_sum[:, None] * q_sum, p_sum**2, q_sum**2)
-
-
-def _tile_products(xs: Array, ys: Array, weight: Weight | None) -> Hsics:
-    """sum_ij w(i, j) k_ij l_ij of every pair of Gram matrices, over tiles of the upper triangle.
-
-    weight(i (t, 1), j (1, t)) gives w for row numbers; padded rows are zero and add nothing.
-    """
-    n = xs.shape[1]
+def tiling(n: int) -> tuple[int, int]:
+    """How many tiles of how many rows cover n rows."""
     tile = min(TILE, n)
-    count = -(-n // tile)
-    xs, ys = (jnp.pad(s, ((0, 0), (0, count * tile - n), (0, 0))) for s in (xs, ys))
-    first, second = (jnp.asarray(index, jnp.int32) for index in np.triu_indices(count))
+    return -(-n // tile), tile
 
-    def grams(stack: Array, i: Array, j: Array) -> Array:
-        rows, columns = (jax.lax.dynamic_slice_in_dim(stack, k * tile, tile, 1) for k in (i, j))
-        return einsum("lad,lbd->lab", rows, columns)
 
-    def one_tile(total: Hsics, ij: tuple[Array, Array]) -> tuple[Hsics, None]:
-        i, j = ij
-        k, m = grams(xs, i, j), grams(ys, i, j)
-        own = jnp.arange(tile)
-        w = jnp.where(i == j, 1.0, 2.0).astype(k.dtype)
+def tile_products(
+    rows: tuple[Array, Array],
+    columns: tuple[Array, Array],
+    pairs: tuple[ArrayLike, ArrayLike, ArrayLike],
+    tile: int,
+    weight: Weight | None,
+) -> Hsics:
+    """sum_ij w(i, j) k_ij l_ij of every pair of Gram matrices, tile pair after tile pair.
+
+    rows, columns: (xs, ys) stacks, the row and column sides of the Gram matrices; pairs: tile numbers of the
+    rows, of the columns, and how often each pair of tiles counts; weight(i (t, 1), j (1, t)) gives w from row
+    and column numbers. A ragged last tile is filled with zero rows, which add nothing.
+    """
+
+    def padded(stacks: tuple[Array, Array]) -> list[Array]:
+        return [jnp.pad(s, ((0, 0), (0, -s.shape[1] % tile), (0, 0))) for s in stacks]
+
+    own = jnp.arange(tile)
+    left, right = padded(rows), padded(columns)
+
+    def one_pair(total: Hsics, pair: tuple[Array, Array, Array]) -> tuple[Hsics, None]:
+        i, j, times = pair
+        k, m = (
+            einsum(
+                "lad,lbd->lab",
+                jax.lax.dynamic_slice_in_dim(a, i * tile, tile, 1),
+                jax.lax.dynamic_slice_in_dim(b, j * tile, tile, 1),
+            )
+            for a, b in zip(left, right, strict=True)
+        )
+        w = times
         if weight is not None:
             w = w * weight((i * tile + own)[:, None], (j * tile + own)[None, :])
         wk = w * k
@@ -141,9 +158,10 @@ def _tile_products(xs: Array, ys: Array, weight: Weight | None) -> Hsics:
         )
         return jax.tree.map(jnp.add, total, found), None
 
-    layers_x, layers_y = len(xs), len(ys)
-    start = Hsics(*(jnp.zeros(shape, xs.dtype) for shape in ((layers_x, layers_y), layers_x, layers_y)))
-    return jax.lax.scan(one_tile, start, (first, second))[0]
+    (xs, ys), dtype = rows, rows[0].dtype
+    numbered = jnp.asarray(pairs[0], jnp.int32), jnp.asarray(pairs[1], jnp.int32), jnp.asarray(pairs[2], dtype)
+    start = Hsics((xs[:, 0, :1] * ys[:, 0, 0]) * 0, xs[:, 0, 0] * 0, ys[:, 0, 0] * 0)
+    return jax.lax.scan(one_pair, start, numbered)[0]
 
 
 # ---- pairs of different texts only (the statistic of cka_texts, for all layer pairs) -------------------------------
@@ -162,12 +180,14 @@ def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Res
         others = (1 - row - column) ** 2 - (spread - row**2 - column**2)
         return jnp.where(labels[i] == labels[j], 0.0, others)
 
-    pairs = _tile_products(xs, ys, weight)
+    count, tile = tiling(n)
+    first, second = np.triu_indices(count)
+    pairs = tile_products((xs, ys), (xs, ys), (first, second, np.where(first == second, 1, 2)), tile, weight)
     sums = [jax.lax.map(lambda x: jax.ops.segment_sum(x, labels, texts), s) for s in (xs, ys)]
     quads = _quads(*(einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums))
     triples = _triples(xs, ys, sums[0], sums[1], labels, f)
     terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in zip(pairs, quads, triples, strict=True)))
-    return enough_texts(_all_pairs(terms), (sizes > 0).sum() >= 4)
+    return enough_texts(all_pairs(terms), (sizes > 0).sum() >= 4)
 
 
 def _quads(k_LTT: Array, l_MTT: Array) -> Hsics:

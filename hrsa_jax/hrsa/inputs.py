@@ -98,17 +98,29 @@ def centre(x: Array) -> Array:
     return x - x.mean(-2, keepdims=True)
 
 
-def unit_rms(x: Array) -> Array:
+def unit_rms(x: Array, kept: Array | None = None) -> Array:
     """Centred rows scaled so that the mean squared entry of each (n, d) matrix is 1; all zeros stay zeros.
 
     Similarities of unit-RMS data stay far from fp32's range however massive the activations are. Constant
     columns become exact zeros, so that their rounding is never scaled up into a signal.
+    kept (n,) bool: rows outside it are padding; they count for nothing and become zeros.
     """
-    still = constant(x)
-    x = centre(x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True)))
+    if kept is None:
+        still = constant(x)
+        x = centre(x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True)))
+        share: Array | float = 1.0
+    else:
+        rows = kept[:, None]
+        x = jnp.where(rows, x, jnp.where(rows, x, -jnp.inf).max(-2, keepdims=True))
+        still = constant(x)
+        x = x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True))
+        for _ in range(2):
+            x = x - jnp.where(rows, x, 0.0).sum(-2, keepdims=True) / kept.sum()
+        x = jnp.where(rows, x, 0.0)
+        share = kept.mean()
     x = jnp.where(still[..., None, :], 0.0, x)
     x = x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True))
-    mean_square = (x * x).mean(-1, keepdims=True).mean(-2, keepdims=True)
+    mean_square = (x * x).mean(-1, keepdims=True).mean(-2, keepdims=True) / share
     return x * jnp.where(mean_square > 0, jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1.0)), 0.0)
 
 

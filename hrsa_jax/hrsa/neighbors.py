@@ -30,7 +30,7 @@ def nearest_neighbors(x: ArrayLike, k: int, *, metric: Metric = "cosine", groups
     Returns (n, k) or (L, n, k) int32. Equal rows get bitwise equal scores, so exact ties are seen as ties.
     ValueError for k >= n (or fewer than k rows outside a row's group), NaN or infinity, a zero row under cosine.
     """
-    array, labels = _checked("x", x, k, metric, groups)
+    array, labels = checked("x", x, k, metric, groups)
     return _search(array, labels, k, metric)[1]
 
 
@@ -112,7 +112,7 @@ def knn_chance(n: int, k: int) -> tuple[float, float]:
 
 def tie_fraction(x: ArrayLike, k: int, *, metric: Metric = "cosine", groups: ArrayLike | None = None) -> Array:
     """Share of rows whose k-th and (k+1)-th neighbours score exactly equal, so that the index decides: 0-d or (L,)."""
-    array, labels = _checked("x", x, k, metric, groups)
+    array, labels = checked("x", x, k, metric, groups)
     scores = _search(array, labels, k + 1, metric)[0]
     return (scores[..., k - 1] == scores[..., k]).mean(-1)
 
@@ -122,7 +122,7 @@ def k_occurrence_skew(x: ArrayLike, k: int, *, metric: Metric = "cosine", groups
 
     NaN when every row occurs equally often.
     """
-    array, labels = _checked("x", x, k, metric, groups)
+    array, labels = checked("x", x, k, metric, groups)
     return _occurrence_skew(_search(array, labels, k, metric)[1])
 
 
@@ -144,9 +144,16 @@ def _check_count(k: int) -> None:
         raise ValueError(f"k is {k!r}; it must be a whole number of at least 1")
 
 
-def _checked(name: str, x: ArrayLike, k: int, metric: Metric, groups: ArrayLike | None) -> tuple[Array, Array]:
+def checked(
+    name: str,
+    x: ArrayLike,
+    k: int,
+    metric: Metric,
+    groups: ArrayLike | None,
+    ndims: Sequence[int] = (2, 3),
+) -> tuple[Array, Array]:
     """`x` and the labels of its rows (their own numbers without groups), after every check of this module."""
-    array = to_float(name, x, ndims=(2, 3))
+    array = to_float(name, x, ndims=ndims)
     n = array.shape[-2]
     _check_count(k)
     if k >= n:
@@ -176,11 +183,11 @@ def _neighbors_of_both(
     a, b = to_pair(x, y, ndims=(2, 3))
     if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(f"x has shape {a.shape} and y has shape {b.shape}; both need the same layers")
-    (a, labels), (b, _) = _checked("x", a, k, metric, groups), _checked("y", b, k, metric, groups)
+    (a, labels), (b, _) = checked("x", a, k, metric, groups), checked("y", b, k, metric, groups)
     return _search(a, labels, k, metric)[1], _search(b, labels, k, metric)[1]
 
 
-def _comparable(x: Array, metric: Metric) -> tuple[Array, Array]:
+def comparable(x: Array, metric: Metric) -> tuple[Array, Array]:
     """Rows and column offsets so that row_i . row_j + offset_j ranks j for i: highest = nearest."""
     if metric == "cosine":
         x = x * power_of_two(jnp.abs(x).max(1, keepdims=True))
@@ -208,7 +215,7 @@ def _search(x: Array, labels: Array, k: int, metric: Metric) -> tuple[Array, Arr
     if x.ndim == 3:
         return jax.lax.map(lambda layer: _search(layer, labels, k, metric), x)
     n = len(x)
-    rows, offsets = _comparable(x, metric)
+    rows, offsets = comparable(x, metric)
     # Matrix products round the ragged edge of a matrix differently from its body. Whole blocks of rows and lanes
     # of dimensions give equal rows bitwise equal scores, so that their tie goes to the lowest index.
     block = min(BLOCK, -(-n // 64) * 64)
