@@ -100,6 +100,7 @@ def _command() -> str:
 def _quiet_libraries() -> None:
     """Library warnings are not for the user of a study; errors still are."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
     for name in ("jax", "orbax", "absl", "transformers", "mteb", "datasets", "sentence_transformers", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)

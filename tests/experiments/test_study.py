@@ -26,11 +26,11 @@ def get_config():
         "tune": {{"steps": 4, "problems": 24, "held_out": 6, "accuracy_questions": 4, "checkpoint_every": 2,
                  "recipe": {{"rows": 1, "row_length": 512}}, "optim": optim, "lora": lora}},
         "convert": {{"pairs": 60, "sources": ("news_titles", "reasoning"), "checkpoint_every": 2, "optim": optim,
-                    "lora": lora, "recipe": {{"steps": 4, "batch_size": 4, "max_query_length": 48,
-                                             "max_passage_length": 64, "dtype": "float32"}}}},
+                    "lora": lora, "recipe": {{"steps": 4, "batch_size": 4, "max_query_length": 160,
+                                             "max_passage_length": 96, "row_length": 192, "dtype": "float32"}}}},
         "benchmark": {{"tasks": ("OfflineNewsRetrieval", "OfflineLeeSTS", "OfflineNewsClassification"),
-                      "max_length": 64, "dtype": "float32"}},
-        "hrsa": {{"texts": 12, "max_tokens": 24, "labelled_texts": 60, "labelled_max_tokens": 32}},
+                      "max_length": 160, "dtype": "float32"}},
+        "hrsa": {{"texts": 12, "max_tokens": 24, "labelled_texts": 60, "labelled_max_tokens": 48}},
     }})
 """
 
