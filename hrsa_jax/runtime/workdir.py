@@ -148,7 +148,7 @@ class Workdir:
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise InputError(
-                f"workdir {self.path} cannot be written ({error.strerror}): give another --workdir or fix its permissions"
+                f"workdir {self.path} cannot be written ({error.strerror}): give another --workdir, or fix its rights"
             ) from error
         self._acquire(seconds_to_wait)
         self._manifest_path = self.path / "manifest.json"
