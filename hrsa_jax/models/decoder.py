@@ -15,6 +15,7 @@ from flax import nnx
 
 from hrsa_jax.models.attention import attend, attend_cached
 from hrsa_jax.models.config import ModelConfig
+from hrsa_jax.models.lora import adapted_matmul
 from hrsa_jax.models.rope import apply_rope, rope_tables
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.mesh import constrain
@@ -92,15 +93,13 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, dtype: Any) -> jax.Array:
         """(..., in) -> float32 (..., out); operands are cast to `dtype`, sums are float32."""
-        x = x.astype(dtype)
-        y = jnp.matmul(x, self.kernel[...].astype(dtype), preferred_element_type=jnp.float32)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(jnp.float32)
-        if self.lora is not None:
-            down = jnp.matmul(x, self.lora.a[...].astype(dtype), preferred_element_type=jnp.float32)
-            up = jnp.matmul(down.astype(dtype), self.lora.b[...].astype(dtype), preferred_element_type=jnp.float32)
-            y = y + self.lora.scale * up
-        return y
+        x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
+        if self.lora is None:
+            y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        else:
+            a, b = self.lora.a[...].astype(dtype), self.lora.b[...].astype(dtype)
+            y = adapted_matmul(x, kernel, a, b, self.lora.scale)
+        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
 class RMSNorm(nnx.Module):
