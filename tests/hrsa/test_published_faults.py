@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hrsa_jax.hrsa import geometry
 from hrsa_jax.hrsa import representation as rep
 from hrsa_jax.hrsa.controls import planted, random_rotation
+from hrsa_jax.hrsa.curves_representation import correlation_matrix
+from hrsa_jax.hrsa.function import cross_model_probe, group_split
+from hrsa_jax.hrsa.results import Comparison, Curve
+from hrsa_jax.hrsa.states import TokenStates, check_same_rows
+from hrsa_jax.hrsa.uncertainty import correlation_jackknife
+from hrsa_jax.runtime.errors import InputError
 
 
 def cloud(n=120, d=8, seed=0):
@@ -173,3 +180,58 @@ def test_planted_pairs_tell_local_from_global_change():
     assert geometry.knn_overlap(local.x, local.y, (5,))[5].mean() < 0.15
     assert abs(geometry.linear_cka(moved.x, moved.y)) < 0.05
     assert geometry.knn_overlap(moved.x, moved.y, (5,))[5].mean() > 0.99
+
+
+# ---- probes and the whole comparison -------------------------------------------------------------------------------
+
+
+def probed(kinds: tuple[str, ...], n: int = 256):
+    """One layer per planted kind, all with the same labels; half of the rows for training."""
+    pairs = [planted(kind, n, 16, seed=1) for kind in kinds]
+    x, y = np.stack([p.x for p in pairs]), np.stack([p.y for p in pairs])
+    labels, half = pairs[0].labels, n // 2
+    assert all((p.labels == labels).all() for p in pairs)
+    return cross_model_probe(x[:, :half], y[:, :half], labels[:half], x[:, half:], y[:, half:], labels[half:], l2=10.0)
+
+
+def test_probes_have_ceilings_and_both_directions_at_every_layer():
+    """A transfer number alone cannot tell a lost feature from a moved axis; one layer cannot stand for another."""
+    found = probed(("identical", "label_direction", "independent"))
+    np.testing.assert_array_less(0.97, found.source)
+    np.testing.assert_array_less(0.97, found.target[:2])
+    assert found.target[2] < 0.7  # here the feature itself is gone, and only the ceiling says so
+    for direction in (found.transfer, found.transfer_reverse):
+        assert direction[0] > 0.97
+        assert (direction[1:] < 0.75).all()
+
+
+def test_a_second_dataset_never_reuses_the_split_of_the_first():
+    first = group_split([0, 1] * 20, None, share=0.4, seed=0)
+    second = group_split([0, 1] * 30, None, share=0.4, seed=0)
+    assert len(first) == 40
+    assert len(second) == 60
+    np.testing.assert_array_equal(first, group_split([0, 1] * 20, None, share=0.4, seed=0))
+    relabelled = group_split([0, 0, 1, 1] * 10, None, share=0.4, seed=0)
+    assert relabelled[:4].sum() != 4
+    assert (first != relabelled).any()  # the same size with other labels is another dataset
+
+
+def test_summaries_of_nothing_are_nan_and_null_never_zero():
+    still = np.full((1, 40, 4), 3.0, np.float32)
+    moving = cloud(40, 4)[None]
+    mean, facts = correlation_matrix(still, moving)
+    assert np.isnan(mean).all()
+    assert facts["degenerate_dimensions"] == [4]
+    value, replicates = correlation_jackknife(still, moving, np.arange(40) // 4)
+    assert np.isnan(value).all()
+    assert np.isnan(replicates).all()
+    fragment = Comparison({"correlation": Curve((0,), value, None, "r")}, {"correlation_matrix": mean}).to_json()
+    assert fragment["correlation"]["value"] == [None]
+    assert fragment["correlation_matrix"]["value"] == [[None]]
+
+
+def test_tokens_are_matched_by_id_and_not_by_count():
+    rows = np.arange(12) // 4
+    a, b = (TokenStates(np.ones((1, 12, 2), np.float32), rows, ids) for ids in (np.arange(12), np.arange(12)[::-1]))
+    with pytest.raises(InputError, match="token ids of the two models differ in 12 of 12 rows, first in text 0"):
+        check_same_rows(a, b)
