@@ -1,5 +1,7 @@
 """The decoder against transformers, and what must not matter: padding, packing, batches, implementations, remat."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,14 +118,15 @@ def test_remat_gives_the_same_gradients_and_bfloat16_stays_close():
     tokens, mask = right_padded([8, 5], 61)
     positions = np.broadcast_to(np.arange(8), tokens.shape)
 
-    def loss(decoder, remat, dtype=jnp.float32):
+    @functools.partial(jax.jit, static_argnames=("remat", "dtype"))
+    def loss(decoder, remat=False, dtype=jnp.float32):
         out = decoder(tokens, mask.astype(int), positions, attention="causal", remat=remat, dtype=dtype)
         return jnp.where(mask[..., None], out.last_BTD, 0).std()
 
-    plain, again = (jax.grad(loss)(decoder, remat) for remat in (False, True))
+    plain, again = (jax.jit(jax.grad(functools.partial(loss, remat=remat)))(decoder) for remat in (False, True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
-    full, half = loss(decoder, False), loss(decoder, False, jnp.bfloat16)
+    full, half = loss(decoder), loss(decoder, dtype=jnp.bfloat16)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(full, half, rtol=2e-2)
 
@@ -141,8 +144,8 @@ def test_log_probs_equal_log_softmax_and_its_gradient_without_all_logits():
         return decoder.log_probs(h, targets, block=3)
 
     np.testing.assert_allclose(ours(decoder, h), reference(decoder, h), atol=1e-5)
-    expected = jax.grad(lambda d, h: jnp.sin(reference(d, h)).sum(), argnums=(0, 1))(decoder, h)
-    found = jax.grad(lambda d, h: jnp.sin(ours(d, h)).sum(), argnums=(0, 1))(decoder, h)
+    expected = jax.jit(jax.grad(lambda d, h: jnp.sin(reference(d, h)).sum(), argnums=(0, 1)))(decoder, h)
+    found = jax.jit(jax.grad(lambda d, h: jnp.sin(ours(d, h)).sum(), argnums=(0, 1)))(decoder, h)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
