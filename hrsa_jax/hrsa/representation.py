@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from threadpoolctl import ThreadpoolController
 
 from hrsa_jax.hrsa.inputs import (
     Array,
@@ -66,7 +68,6 @@ def _unit_columns(x: Array) -> Array:
     """Columns centred and divided by their norm; constant columns become NaN."""
     still = constant(x)
     x = centre(x * power_of_two(jnp.abs(x).max(-2, keepdims=True)))
-    x = x * power_of_two(jnp.abs(x).max(-2, keepdims=True))
     norm = jnp.sqrt((x * x).sum(-2))
     return x / jnp.where(still, jnp.nan, norm)[..., None, :]
 
@@ -78,8 +79,8 @@ def _correlation(x: Array, y: Array) -> Array:
 
 @jax.jit
 def _correlation_matrix(xs_LND: Array, ys_MND: Array) -> Array:
-    xs_DLN = _unit_columns(xs_LND).transpose(2, 0, 1)
-    ys_DNM = _unit_columns(ys_MND).transpose(2, 1, 0)
+    xs_DLN = jax.lax.map(_unit_columns, xs_LND).transpose(2, 0, 1)
+    ys_DNM = jax.lax.map(_unit_columns, ys_MND).transpose(2, 1, 0)
     return jnp.clip(matmul(xs_DLN, ys_DNM).transpose(1, 2, 0), -1.0, 1.0)
 
 
@@ -129,9 +130,16 @@ def cross_covariance_float64(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np
     return product, mean_x, mean_y
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 def _fit_on_host(x: Array, y: Array) -> ProcrustesFit:
-    product, mean_x, mean_y = cross_covariance_float64(x, y)
-    u, values, vt = np.linalg.svd(product, full_matrices=False)
+    # One BLAS thread: a second one mostly spins in an SVD of this size, and ten times as long on a busy machine.
+    with _blas().limit(limits=1, user_api="blas"):
+        product, mean_x, mean_y = cross_covariance_float64(x, y)
+        u, values, vt = np.linalg.svd(product, full_matrices=False)
     rounding = max(2 * float(jnp.finfo(x.dtype).eps), max(product.shape) * np.finfo(np.float64).eps)
     rank = int((values > rounding * values[0]).sum())
     return ProcrustesFit(

@@ -98,6 +98,23 @@ def test_invariances(seed, scale):
     assert same.mean() > 0.999
 
 
+def test_neighbours_and_maps_agree_with_the_peers():
+    from scipy.linalg import orthogonal_procrustes
+    from sklearn.neighbors import NearestNeighbors
+
+    from hrsa_jax.hrsa import representation
+
+    x, y, _ = data()
+    for metric in ("cosine", "euclidean"):
+        peer = (
+            NearestNeighbors(n_neighbors=7, metric=metric, algorithm="brute").fit(x).kneighbors(return_distance=False)
+        )
+        np.testing.assert_array_equal(geometry.nearest_neighbors(x, 7, metric=metric), peer)
+    square = x[:, :Q]
+    peer_map, _ = orthogonal_procrustes(square - square.mean(0), y - y.mean(0))
+    np.testing.assert_allclose(representation.orthogonal_procrustes(square, y).map, peer_map, atol=1e-5)
+
+
 def test_massive_rows_do_not_disturb_the_others():
     x, _, _ = data()
     x[3] *= 3e4
