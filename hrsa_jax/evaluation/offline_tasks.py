@@ -226,6 +226,7 @@ def write_data_set(home: Path, configs: Configs) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     target = home / digest.hexdigest()[:16]
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
+    draft.chmod(0o755)  # mkdtemp's folders are closed to others
     for file, content in files.items():
         (draft / file).write_bytes(content)
     if target.exists():

@@ -19,7 +19,7 @@ from hrsa_jax.hrsa.uncertainty import half_sample_interval, jackknife_interval, 
 
 Preset = Literal["careful", "paper"]
 KS = (5, 10, 50)
-VARIANT_LAYERS = 7  # sinks, z-scored, top PC, other texts: as many layers as this, evenly spread
+VARIANT_LAYERS = 5  # sinks, z-scored, top PC, other texts: as many layers as this, evenly spread
 CONTROL_LAYERS = 3  # half-samples and noise control of the inverse row entropy
 PROBES = ("probe_source", "probe_target", "probe_transfer", "probe_transfer_aligned", "probe_agreement")
 MATCHING = (
