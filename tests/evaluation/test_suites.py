@@ -1,7 +1,7 @@
 """Suites: resume, failures, hub data sets in their own layout, offline refusals, means without gaps."""
 
 import json
-import time
+import socket
 
 import numpy as np
 import pytest
@@ -219,14 +219,15 @@ def test_a_failed_task_is_reported_and_the_rest_runs(tiny, tmp_path):
 
 
 def test_hub_suites_say_one_sentence_at_once_when_the_hub_is_off(monkeypatch):
-    import mteb  # noqa: F401  (its import is not what is timed)
+    def connect(*_):
+        pytest.fail("the network was touched")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", connect)
     for name in ("MTEB(Code, v1)", "qa", "SciFact", "bright_paper"):
-        started = time.monotonic()
         with pytest.raises(InputError, match=r"needs \d+ data sets that are not on this machine .*HF_HUB_OFFLINE=1"):
             suite(name)
-        assert time.monotonic() - started < 30
 
 
 def test_suites_by_name(monkeypatch, tiny):
