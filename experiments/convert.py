@@ -12,7 +12,7 @@ from experiments.run import Model, Run
 from hrsa_jax.data.prompts import query_prompt
 from hrsa_jax.data.sampler import recipe_hash
 from hrsa_jax.data.sources import Pair
-from hrsa_jax.embedding.export import export_sentence_transformers
+from hrsa_jax.embedding.export import export_sentence_transformers, model_card
 from hrsa_jax.embedding.step import ConversionConfig, contrastive_loss_fn, conversion_batches
 from hrsa_jax.models.lora import LoRAConfig, add_lora, merge_lora, split_trainable
 from hrsa_jax.runtime.config import to_json
@@ -100,34 +100,22 @@ def _train(
     trained = nnx.merge(graphdef, state.trainable, state.frozen)
     trained = trained if config.lora is None else merge_lora(trained)
     instructions = sorted({pair.instruction for pair in pairs if pair.instruction})
+    prompts = {f"query_{i}": query_prompt(text, recipe.template) for i, text in enumerate(instructions)}
     export_sentence_transformers(
         backbone.with_decoder(trained, source=model.source),
         folder / "model",
         pooling=recipe.pooling,
         normalize=True,
-        prompts={f"query_{i}": query_prompt(text, recipe.template) for i, text in enumerate(instructions)},
+        prompts=prompts,
         max_length=max(recipe.max_query_length, recipe.max_passage_length),
         attention=recipe.attention,
-        card=_card(source, model, config, stats),
+        card=model_card(
+            title=model.key,
+            base=source.source,
+            licence="see the backbone's own card",
+            recipe={**to_json(recipe), **to_json(config.optim), "lora": to_json(config.lora)},
+            data={name: f"{count} pairs" for name, count in stats["datasets"].items()},
+            prompts=prompts,
+        ),
     )
     return stats
-
-
-def _card(source: Model, model: Model, config: ConvertConfig, stats: dict[str, Any]) -> str:
-    """The model card: what was converted, how, on what."""
-    recipe, optim = config.recipe, config.optim
-    how = "all weights" if config.lora is None else f"LoRA of rank {config.lora.rank}, merged"
-    datasets = "\n".join(f"- {name}: {count} pairs" for name, count in stats["datasets"].items())
-    return f"""# {model.key}
-
-An embedding model made from `{source.name}` ({source.source}) by contrastive conversion with hrsa_jax.
-
-- training: {recipe.steps} steps of {recipe.batch_size} queries, InfoNCE at temperature {recipe.temperature}, {how}
-- optimiser: AdamW, peak learning rate {optim.learning_rate}, {optim.schedule} schedule, seed {recipe.seed}
-- attention {recipe.attention}, {recipe.pooling} pooling without the instruction, L2-normalised
-
-Training pairs:
-{datasets}
-
-The licence is that of the backbone.
-"""
