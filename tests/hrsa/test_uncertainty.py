@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from hrsa_jax.hrsa.curves_geometry import KNN_HALF_SAMPLES, LIST_FACTOR
 from hrsa_jax.hrsa.function import cross_model_probe
 from hrsa_jax.hrsa.geometry import cka_jackknife, linear_cka, nearest_neighbors, neighbor_overlap
+from hrsa_jax.hrsa.knn_texts import halves_of_texts, knn_half_samples
 from hrsa_jax.hrsa.representation import (
     dimension_correlation,
     orthogonal_procrustes,
@@ -86,33 +88,31 @@ def residual_coverage(repeats: int) -> tuple[float, float]:
     )
 
 
-def knn_coverage(repeats: int, k: int = 5) -> float:
-    """New texts, searched with their own tokens added to the fixed bank."""
-    raw = draw(repeats, GROUPS, 8)
-    x, y = (rows - rows.mean(1, keepdims=True) for rows in raw)
-    overlap = np.asarray(neighbor_overlap(nearest_neighbors(x, k), nearest_neighbors(y, k), (k,))[k])
-    interval = text_bootstrap_interval(text_sums(overlap, GROUPS, TEXTS), SIZES, draws=1000)
-    truth = [new_text_overlap(bank, k, seed=1000 + i) for i, bank in enumerate(zip(*raw, strict=True))]
-    return share_covered(interval, np.array(truth))
+def knn_samples(repeats: int, ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Overlaps of a pair that shares part of its neighbourhoods: row values and half-sample means per repeat."""
+    x = draw(repeats, GROUPS, 8)[0]
+    turn = np.linalg.qr(np.random.default_rng(21).standard_normal((DIM, DIM)))[0]
+    y = x @ turn + np.random.default_rng(22).standard_normal(x.shape)
+    depth = int(np.ceil(LIST_FACTOR * max(ks)))
+    lists = [np.asarray(nearest_neighbors(side - side.mean(1, keepdims=True), depth)) for side in (x, y)]
+    overlap = neighbor_overlap(*(found[..., : max(ks)] for found in lists), ks)
+    keep = halves_of_texts(TEXTS, draws=KNN_HALF_SAMPLES, seed=0)
+    halves = [np.asarray(knn_half_samples(a, b, ks, GROUPS, keep)) for a, b in zip(*lists, strict=True)]
+    return np.stack([np.asarray(overlap[k]) for k in ks], -1), np.array(halves), SIZES
 
 
-def new_text_overlap(bank: tuple[np.ndarray, np.ndarray], k: int, seed: int, texts: int = 200) -> float:
-    """Mean overlap of many new texts of each size: each token searches the bank and the rest of its own text."""
-    found = []
-    for size in (4, 5, 6, 7):
-        lists = []
-        for rows, new in zip(bank, draw(1, np.repeat(np.arange(texts), size), seed * 10 + size), strict=True):
-            new = new[0] - rows.mean(0)
-            rows = rows - rows.mean(0)
-            rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-            new = (new / np.linalg.norm(new, axis=1, keepdims=True)).reshape(texts, size, DIM)
-            own = np.einsum("tad,tbd->tab", new, new)
-            own[:, np.arange(size), np.arange(size)] = -np.inf
-            score = np.concatenate([new @ rows.T, own], 2).reshape(texts * size, -1)
-            lists.append(np.argpartition(-score, k, axis=1)[:, :k])
-        shared = (lists[0][:, :, None] == lists[1][:, None, :]).sum((1, 2))
-        found.append(shared / (2 * k - shared))
-    return float(np.mean(np.concatenate(found)))
+def knn_coverage(repeats: int) -> tuple[float, float]:
+    """The expected overlap of a fresh sample of as many texts, at k = 5 and 20."""
+    rows, halves, _ = knn_samples(repeats, (5, 20))
+    value = rows.mean(1)
+    interval = half_sample_interval(value, np.moveaxis(halves, 1, 0), degrees=TEXTS - 1)
+    return tuple(share_covered(interval[:, i], value[:, i].mean()) for i in range(2))
+
+
+def knn_bootstrap_coverage(repeats: int) -> float:
+    rows, _, sizes = knn_samples(repeats, (20,))
+    interval = text_bootstrap_interval(text_sums(rows[..., 0], GROUPS, TEXTS), sizes, draws=500)
+    return share_covered(interval, rows[..., 0].mean())
 
 
 def probe_coverage(repeats: int) -> tuple[float, float]:
@@ -152,14 +152,19 @@ def test_interval_coverage_1000_repeats(measure):
     assert np.all((covered >= 0.92) & (covered <= 0.98)), covered
 
 
-def test_token_level_interval_of_cka_fails_where_ours_holds():
+def test_token_level_interval_fails_where_ours_holds():
     """The control of the simulation itself: treating tokens as independent must be seen to fail."""
     truth = np.mean(np.diag(XY) / np.sqrt(np.diag(XX) * np.diag(YY)))
-    heavy = np.repeat(np.arange(10), 24)  # few texts, many tokens each
-    value, replicates = correlation_jackknife(*draw(60, heavy, 10), heavy)
-    by_token = correlation_jackknife(*draw(60, heavy, 10), np.arange(len(heavy)))
-    assert share_covered(jackknife_interval(value, replicates), truth) >= 0.83
-    assert share_covered(jackknife_interval(*by_token), truth) < 0.75
+    heavy = np.repeat(np.arange(8), 80)  # few texts, many tokens each
+    rows = draw(100, heavy, 10)
+    by_text, by_token = (correlation_jackknife(*rows, g) for g in (heavy, np.arange(len(heavy))))
+    assert share_covered(jackknife_interval(*by_text), truth) >= 0.87
+    assert share_covered(jackknife_interval(*by_token), truth) < 0.8
+
+
+def test_per_text_bootstrap_of_overlap_is_too_narrow():
+    """Why k-NN has half-samples: texts find each other, so per-text means are not independent."""
+    assert knn_bootstrap_coverage(100) < 0.87
 
 
 # ---- exactness ---------------------------------------------------------------------------------------------------
@@ -187,7 +192,7 @@ def test_correlation_jackknife_survives_any_scale():
 def test_cka_jackknife_equals_recomputation():
     x, y = draw(1, GROUPS, 13)
     value, replicates = cka_jackknife(x, y, GROUPS)
-    for text in (0, 17, 39):
+    for text in (0, 16, 36):  # of one length: one compilation
         rows = text != GROUPS
         expected = linear_cka(x[0][rows], y[0][rows], groups=GROUPS[rows])
         np.testing.assert_allclose(np.asarray(replicates)[text, 0], expected, rtol=1e-4)
@@ -268,6 +273,23 @@ def test_knn_null_by_relabelling_equals_a_new_search():
     np.testing.assert_allclose(fast, slow, atol=1e-6)
 
 
+def test_halves_keep_every_text_equally_often():
+    keep = halves_of_texts(TEXTS, draws=6, seed=1)
+    np.testing.assert_array_equal(keep[::2], ~keep[1::2])
+    assert np.all(keep.sum(1) == TEXTS // 2)
+
+
+def test_half_samples_equal_a_search_among_the_kept_texts():
+    x, y = (rows[0] for rows in draw(1, GROUPS, 23))
+    keep = np.stack([np.arange(TEXTS) % 2 == 0, np.arange(TEXTS) % 2 == 1])
+    lists = [nearest_neighbors(side, 60) for side in (x, y)]
+    found = np.asarray(knn_half_samples(*lists, (3, 10), GROUPS, keep))
+    for half in range(2):
+        rows = keep[half][GROUPS]
+        searched = neighbor_overlap(nearest_neighbors(x[rows], 10), nearest_neighbors(y[rows], 10), (3, 10))
+        np.testing.assert_allclose(found[half], [searched[3].mean(), searched[10].mean()], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("observed", "null", "alpha", "expected"),
     [
@@ -309,6 +331,9 @@ def test_half_sample_interval_ignores_a_bias_with_size():
         (lambda: calibrate(0.5, [0.1, np.nan]), "null must be"),
         (lambda: calibrate(np.nan, [0.1]), "observed is nan"),
         (lambda: jackknife_interval(1.0, np.ones((1, 2))), "at least two"),
+        (lambda: halves_of_texts(3, draws=2, seed=0), "at least four"),
+        (lambda: knn_half_samples(np.ones((9, 2)), np.ones((9, 3)), (1,), np.arange(9), np.ones((2, 9))), "one .N, K"),
+        (lambda: knn_half_samples(*[np.ones((9, 2), int)] * 2, (3,), np.arange(9), np.ones((2, 9))), "hold 2 neigh"),
         (lambda: correlation_jackknife(np.ones((1, 9, 2)), np.ones((1, 9, 3)), np.arange(9)), "equal layers"),
     ],
 )
