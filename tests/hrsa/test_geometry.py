@@ -97,18 +97,20 @@ def test_the_cheaper_form_is_chosen():
     assert not cka_stack.gram_is_cheaper(31, 31, 65536, 576, 576)
 
 
-@pytest.mark.parametrize("debiased", [True, False])
-@pytest.mark.parametrize("batches", [(60,), (1, 1, 19, 39), (20, 20, 20)])
-def test_one_pass_cka_is_exact_for_any_batching(precision, debiased, batches):
+jitted_result = jax.jit(geometry.cka_result)
+
+
+@pytest.mark.parametrize("batches", [(1, 1, 18, 20, 20), (20, 20, 20)])
+def test_one_pass_cka_is_exact_for_any_batching(precision, batches):
     dtype, tight = precision
     x, y, _ = data(dtype=dtype)
     state = geometry.cka_init(P, Q)
     for rows in np.split(np.arange(N), np.cumsum(batches)[:-1]):
         state = geometry.cka_update(state, x[rows], y[rows])
-    expected = ref.linear_cka(x, y, debiased=debiased)
-    np.testing.assert_allclose(geometry.cka_result(state, debiased=debiased), expected, rtol=tight)
-    jitted = jax.jit(geometry.cka_result, static_argnames="debiased")(state, debiased=debiased)
-    np.testing.assert_allclose(jitted, expected, rtol=tight)
+    for debiased in (True, False):
+        expected = ref.linear_cka(x, y, debiased=debiased)
+        np.testing.assert_allclose(geometry.cka_result(state, debiased=debiased), expected, rtol=tight)
+    np.testing.assert_allclose(jitted_result(state), ref.linear_cka(x, y), rtol=tight)
 
 
 def test_one_pass_cka_leaves_padded_rows_out():
