@@ -101,7 +101,7 @@ def linear_cka_wide(x, y, *, debiased=True) -> float:
 
 
 def hsic_texts(k, l, groups) -> float:  # noqa: E741
-    """Mean of k_ij l_ij + k_ij l_uv - 2 k_ij l_iu over rows i, j, u, v of four different texts: four loops over texts."""
+    """Mean of k_ij l_ij + k_ij l_uv - 2 k_ij l_iu over rows of four different texts, by four loops over texts."""
     names = np.unique(groups)
     total, count = 0.0, 0.0
     members = {name: np.flatnonzero(groups == name) for name in names}
