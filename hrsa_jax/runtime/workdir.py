@@ -153,7 +153,8 @@ class Workdir:
         self._acquire(seconds_to_wait)
         self._manifest_path = self.path / "manifest.json"
         config = json.loads(json.dumps(config, default=str))
-        if self._manifest_path.exists():
+        # A run that never began a stage (a misspelt model, say) binds nobody to its config.
+        if self._manifest_path.exists() and (self.path / "stages").exists():
             self.manifest = read_json(self._manifest_path)
             self._refuse_other_config(config)
         else:

@@ -58,8 +58,9 @@ def test_flags_and_settings_that_do_not_exist_name_the_nearest(config, tmp_path)
 def test_a_workdir_that_cannot_be_written_and_a_model_that_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
     check(launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"), "cannot be written")
-    check(
-        launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", "--config.base=no/such-model"),
-        "no/such-model",
-        "HF_HUB_OFFLINE=1",
-    )
+    ran = launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", "--config.base=no/such-model")
+    assert ran.returncode == 2
+    sentence = ran.stderr.strip().splitlines()[-1]  # below the banner that names the models
+    assert sentence.startswith("error: no/such-model")
+    assert "HF_HUB_OFFLINE=1" in sentence
+    assert not (tmp_path / "run" / "stages").exists()

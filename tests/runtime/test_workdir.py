@@ -40,8 +40,10 @@ def test_a_cut_stage_keeps_its_files_only_for_the_same_inputs(tmp_path):
             assert not (stage.path / "done.json").exists()
 
 
-def test_another_config_is_refused_by_what_changed(tmp_path):
-    Workdir(tmp_path, CONFIG).close()
+def test_another_config_is_refused_by_what_changed_once_a_stage_began(tmp_path):
+    Workdir(tmp_path, {"seed": 2}).close()
+    with Workdir(tmp_path, CONFIG) as workdir, workdir.stage("a", {}):
+        pass
     with pytest.raises(InputError, match=r"another config \(tune.steps: was 3, now 4\)"):
         Workdir(tmp_path, {"seed": 1, "tune": {"steps": 4}})
     Workdir(tmp_path, CONFIG).close()
