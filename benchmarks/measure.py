@@ -101,9 +101,9 @@ def _page(folder: Path) -> str:
     lines = [
         "# Speed against named peers",
         "",
-        "Written by `make bench` (`python -m benchmarks.run ROOM` for one room). Both sides do the same work on the same",
-        "input in one process, in turns, least of the repeats after a warm-up; ratio above 1: ours is faster. Clock `cpu`",
-        "counts the seconds of all threads. A goal that is not met is explained in PROFILES.md.",
+        "Written by `make bench` (`python -m benchmarks.run ROOM` for one room). Both sides do the same work on the",
+        "same input in one process, in turns, least of the repeats after a warm-up; ratio above 1: ours is faster.",
+        "Clock `cpu` counts the seconds of all threads. A goal that is not met is explained in PROFILES.md.",
     ]
     for path in sorted(folder.glob("*.json")):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
