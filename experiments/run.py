@@ -6,6 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
+from jax.sharding import Mesh
+
 from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.workdir import Workdir
@@ -39,11 +41,12 @@ class Model:
 
 @dataclass
 class Run:
-    """One run: `load` keeps the last `capacity` models in memory."""
+    """One run: `load` keeps the last `capacity` models in memory, split over `mesh` where there is one."""
 
     workdir: Workdir
     log: RunLog
     capacity: int = 2
+    mesh: Mesh | None = None
     _loaded: OrderedDict[str, Backbone] = field(default_factory=OrderedDict)
 
     def load(self, source: str) -> Backbone:
@@ -52,7 +55,7 @@ class Run:
             while len(self._loaded) >= self.capacity:
                 self._loaded.popitem(last=False)
             path = self.workdir.path / source if source.startswith("stages/") else source
-            self._loaded[source] = load(path)
+            self._loaded[source] = load(path, mesh=self.mesh)
         self._loaded.move_to_end(source)
         return self._loaded[source]
 

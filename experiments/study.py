@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import BACKBONES, EMBEDDINGS, HrsaConfig, compare_pairs
-from experiments.convert import ConvertConfig, convert
+from experiments.convert import ConvertConfig, convert_all, training_data
 from experiments.evaluate import BenchmarkConfig, benchmark, study_suite, tuned_tasks
 from experiments.run import Model, Run
 from experiments.tune import TuneConfig, tune
-from hrsa_jax.data.corpora import training_pairs
-from hrsa_jax.data.leaks import check_no_leak
-from hrsa_jax.data.negatives import add_negatives
-from hrsa_jax.evaluation.baselines import HashedBagOfWords
 from hrsa_jax.evaluation.offline_tasks import task_texts
 from hrsa_jax.evaluation.statistics import crossed_interval, one_seed_interval, verdict
 from hrsa_jax.report import page
@@ -28,7 +24,7 @@ from hrsa_jax.report.verdict import summary, terminal_table
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
-from hrsa_jax.runtime.workdir import Workdir, fingerprint, write_json
+from hrsa_jax.runtime.workdir import Workdir, write_json
 
 
 @dataclass(frozen=True)
@@ -104,32 +100,18 @@ def _convert(
     study: StudyConfig, backbones: tuple[Model, Model], context: Run
 ) -> tuple[list[Model], dict[str, dict[str, Any]]]:
     """Both backbones, every seed, by the same recipe on the same pairs in the same order; the manifest proves it."""
-    config = study.convert
-    pairs = training_pairs(config.pairs, seed=0, sources=config.sources)
-    if study.benchmark.suite == "offline":
-        check_no_leak(pairs, task_texts(study_suite(study.benchmark, context).tasks()))
-    if config.recipe.hard_negatives:
-        pairs = add_negatives(pairs, HashedBagOfWords().encode, count=config.recipe.hard_negatives)
-    pairs_fingerprint = fingerprint([to_json(pair) for pair in pairs])
-    embs, training, pairing = [], {}, {}
-    for seed in config.seeds:
-        hashes = []
-        for backbone in backbones:
-            emb, result = convert(backbone, seed, config, pairs, pairs_fingerprint, context)
-            embs.append(emb)
-            training[_report_name(emb, config.seeds)] = {
-                "step": result["steps"],
-                "loss": result["loss"],
-                "data": result["stats"],
-            }
-            hashes.append({"recipe": result["recipe"], "data_order": result["data_order"]})
-        pairing[f"seed {seed}"] = {"base-Emb": hashes[0], "reasoning-Emb": hashes[1], "equal": hashes[0] == hashes[1]}
-        if hashes[0] != hashes[1]:
-            raise InputError(
-                f"seed {seed}: the two conversions did not see the same data order and recipe ({hashes}), so they "
-                "cannot be compared: their tokenizers or the training pairs differ"
-            )
-    context.workdir.record("pairing", {"pairs": pairs_fingerprint, **pairing})
+    texts = task_texts(study_suite(study.benchmark, context).tasks()) if study.benchmark.suite == "offline" else {}
+    data = training_data(study.convert, context, texts)
+    done = convert_all(list(backbones), study.convert, data, context)
+    embs = [build(Model, fields) for fields in done["models"].values()]
+    training = {
+        _report_name(emb, study.convert.seeds): {
+            "step": done["training"][emb.key]["steps"],
+            "loss": done["training"][emb.key]["loss"],
+            "data": done["training"][emb.key]["stats"],
+        }
+        for emb in embs
+    }
     return embs, training
 
 

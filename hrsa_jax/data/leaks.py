@@ -4,6 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from hrsa_jax.data.sources import Pair
 from hrsa_jax.runtime.errors import InputError
@@ -19,34 +20,57 @@ def normalised_hash(text: str) -> str:
     return hashlib.sha256((plain or text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def check_no_leak(pairs: Iterable[Pair], texts_by_task: Mapping[str, Iterable[str]]) -> int:
-    """Refuses training pairs that hold a text of any task.
+@dataclass(frozen=True)
+class Overlap:
+    """What training texts and test texts have in common.
+
+    compared: training texts looked at. found: (task, data set, training text) once per task and text, in training
+    order.
+    """
+
+    compared: int
+    found: tuple[tuple[str, str, str], ...]
+
+    def refusal(self) -> InputError:
+        """The sentence that says how many texts overlap, and the first with its data set and task."""
+        task, dataset, text = self.found[0]
+        return InputError(
+            f"{len(self.found)} training texts are also test texts, the first in data set {dataset!r} and task "
+            f"{task!r} ({' '.join(text.split())[:60]!r}): leave them out of the training data or leave the task out"
+        )
+
+
+def find_overlap(pairs: Iterable[Pair], texts_by_task: Mapping[str, Iterable[str]]) -> Overlap:
+    """Compares training pairs with the texts of tasks; only the test texts' hashes are held in memory.
 
     Args:
         pairs: training pairs; queries, positives and negatives all count.
         texts_by_task: every text of every task that will be evaluated.
+    """
+    tasks_of: dict[str, list[str]] = {}
+    for task, texts in texts_by_task.items():
+        for key in dict.fromkeys(normalised_hash(text) for text in texts):
+            tasks_of.setdefault(key, []).append(task)
+    compared, found = 0, dict[tuple[str, str], tuple[str, str, str]]()
+    for pair in pairs:
+        for text in (pair.query, *pair.positives, *pair.negatives):
+            compared += 1
+            key = normalised_hash(text)
+            for task in tasks_of.get(key, ()):
+                found.setdefault((task, key), (task, pair.dataset, text))
+    return Overlap(compared, tuple(found.values()))
+
+
+def check_no_leak(pairs: Iterable[Pair], texts_by_task: Mapping[str, Iterable[str]]) -> int:
+    """Refuses training pairs that hold a text of any task; arguments as in `find_overlap`.
 
     Returns:
-        The number of distinct training texts that were compared.
+        The number of training texts that were compared.
 
     Raises:
         InputError: how many texts overlap, and the first with its data set and task.
     """
-    trained = {
-        normalised_hash(text): (pair.dataset, text)
-        for pair in pairs
-        for text in (pair.query, *pair.positives, *pair.negatives)
-    }
-    leaks = [
-        (task, *trained[key])
-        for task, texts in texts_by_task.items()
-        for key in dict.fromkeys(normalised_hash(text) for text in texts)
-        if key in trained
-    ]
-    if leaks:
-        task, dataset, text = leaks[0]
-        raise InputError(
-            f"{len(leaks)} training texts are also test texts, the first in data set {dataset!r} and task {task!r} "
-            f"({' '.join(text.split())[:60]!r}): leave them out of the training data or leave the task out"
-        )
-    return len(trained)
+    overlap = find_overlap(pairs, texts_by_task)
+    if overlap.found:
+        raise overlap.refusal()
+    return overlap.compared

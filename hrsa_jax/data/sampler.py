@@ -2,21 +2,22 @@
 
 Every batch holds rows of one data set. Which one is decided by a low-discrepancy schedule (at any step each data set
 has had its share of batches to within about one, then shuffled within short windows); within a data set, rows come in a
-new random order every epoch and the remainder that fills no batch is dropped.
+new random order every epoch. What fills no batch of its own is dropped, or mixed into batches of left-overs.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from hrsa_jax.data.sources import Pair
+from hrsa_jax.data.sources import Pair, by_dataset
 from hrsa_jax.runtime.config import to_json
 from hrsa_jax.runtime.errors import InputError
 
+MIXED = "left-overs"  # the name of batches that are mixed from several data sets
 _WINDOW = 32  # batches shuffled together
 
 
@@ -30,86 +31,127 @@ class Group:
     negatives: tuple[str, ...]  # exactly the number asked for, or none when the pair has none
     all_positives: tuple[str, ...]
     dataset: str
+    ids: tuple[str, ...] = ()  # of the positive and the negatives; "" where unknown; empty where all are
+    all_positive_ids: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()  # a teacher's, of the positive and the negatives; empty where one is missing
 
 
 class PairSampler:
     """Draws batches of `batch_size` groups.
 
     Args:
-      pairs: the training rows, grouped here by `Pair.dataset` (in order of first appearance).
+      pairs: the training rows by data set, or in one sequence (grouped here by `Pair.dataset`).
       batch_size: queries a batch.
       hard_negatives: negatives drawn for a pair that has any (all of them again when it has fewer).
       mixing_exponent: data set d, which fills b_d batches, gets a share of batches proportional to
         b_d ** mixing_exponent; 1 visits every row equally often, 0 every data set (exponent = 1 / temperature).
       seed: with the step, decides everything.
+      leftovers: rows of an epoch that fill no batch of their data set: "drop" them, or "mix" those of all data sets
+        into batches of their own (named MIXED; what fills none of these either is dropped).
 
     Raises:
-      InputError: no pairs, or a data set smaller than a batch.
+      InputError: no pairs, or a data set smaller than a batch where left-overs are dropped.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Pair] | Mapping[str, Sequence[Pair]],
         *,
         batch_size: int,
         hard_negatives: int = 3,
         mixing_exponent: float = 1.0,
         seed: int = 0,
+        leftovers: Literal["drop", "mix"] = "drop",
     ):
         if batch_size < 1 or hard_negatives < 0:
             raise ValueError(f"batch_size {batch_size} and hard_negatives {hard_negatives} must be at least 1 and 0")
-        self._rows: dict[str, list[Pair]] = {}
-        for pair in pairs:
-            self._rows.setdefault(pair.dataset, []).append(pair)
-        if not self._rows:
+        self.rows = by_dataset(pairs)
+        if not self.rows:
             raise InputError("There are no training pairs; give at least one data set with at least one batch of rows.")
-        for name, rows in self._rows.items():
-            if len(rows) < batch_size:
+        self.batch_size, self.hard_negatives, self.seed = batch_size, hard_negatives, seed
+        self.datasets = list(self.rows)
+        batches = {name: len(rows) // batch_size for name, rows in self.rows.items()}
+        left = sum(len(rows) % batch_size for rows in self.rows.values()) if leftovers == "mix" else 0
+        for name, rows in self.rows.items():
+            if not batches[name] and (leftovers == "drop" or left < batch_size):
                 raise InputError(
                     f"Data set {name!r} has {len(rows)} pairs, fewer than the batch of {batch_size}; "
                     f"lower the batch size or leave the data set out."
                 )
-        self.names = list(self._rows)
-        self.batch_size, self.hard_negatives, self.seed = batch_size, hard_negatives, seed
-        self._batches = np.array([len(rows) // batch_size for rows in self._rows.values()])
+        if left >= batch_size:
+            batches[MIXED] = left // batch_size
+        self.names = [name for name, count in batches.items() if count]
+        self._batches = np.array([batches[name] for name in self.names])
         shares = self._batches.astype(np.float64) ** mixing_exponent
         self.shares = shares / shares.sum()
         self._schedule: list[int] = []  # data set of each step, shuffled window by window
         self._visits: list[int] = []  # how many batches of that data set came before
         self._counts = np.zeros(len(self.names), np.int64)
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # data set -> (epoch, order of its rows)
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}  # data set -> (epoch, order of its rows)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that hold every row once (remainders dropped)."""
+        """Batches that hold every row once (but for remainders that are dropped)."""
         return int(self._batches.sum())
 
-    def rows_at(self, step: int) -> tuple[str, np.ndarray]:
-        """The data set and (batch_size,) row indices of a step."""
+    def rows_at(self, step: int) -> tuple[str, list[tuple[str, int]]]:
+        """The name of a step's batch and its rows: (data set, row number), `batch_size` of them."""
         while step >= len(self._schedule):
             self._extend_schedule()
-        dataset, visit = self._schedule[step], self._visits[step]
-        epoch, place = divmod(visit, int(self._batches[dataset]))
-        name = self.names[dataset]
-        cached_epoch, order = self._orders.get(dataset, (-1, np.zeros(0, np.int64)))
-        if cached_epoch != epoch:
-            order = np.random.default_rng([self.seed, 1, dataset, epoch]).permutation(len(self._rows[name]))
-            self._orders[dataset] = (epoch, order)
-        return name, order[place * self.batch_size : (place + 1) * self.batch_size]
+        name = self.names[self._schedule[step]]
+        epoch, place = divmod(self._visits[step], int(self._batches[self._schedule[step]]))
+        part = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        if name == MIXED:
+            return name, self._leftovers(epoch)[part]
+        return name, [(name, int(row)) for row in self._order(name, epoch)[part]]
 
     def groups_at(self, step: int) -> list[Group]:
         """The groups of a step: one random positive and the hard negatives of each row."""
-        name, rows = self.rows_at(step)
+        _, rows = self.rows_at(step)
         random = np.random.default_rng([self.seed, 2, step])
-        return [self._draw(self._rows[name][row], random) for row in rows]
+        return [self._draw(self.rows[name][row], random) for name, row in rows]
+
+    def _order(self, name: str, epoch: int) -> np.ndarray:
+        cached_epoch, order = self._orders.get(name, (-1, np.zeros(0, np.int64)))
+        if cached_epoch != epoch:
+            place = self.datasets.index(name)
+            order = np.random.default_rng([self.seed, 1, place, epoch]).permutation(len(self.rows[name]))
+            self._orders[name] = (epoch, order)
+        return order
+
+    def _leftovers(self, epoch: int) -> list[tuple[str, int]]:
+        """The rows at the end of every data set's order in this epoch, shuffled."""
+        left = []
+        for place, (name, rows) in enumerate(self.rows.items()):
+            order = np.random.default_rng([self.seed, 1, place, epoch]).permutation(len(rows))
+            left += [(name, int(row)) for row in order[len(rows) // self.batch_size * self.batch_size :]]
+        shuffled = np.random.default_rng([self.seed, 3, epoch]).permutation(len(left))
+        return [left[i] for i in shuffled]
 
     def _draw(self, pair: Pair, random: np.random.Generator) -> Group:
-        positive = pair.positives[random.integers(len(pair.positives))]
-        negatives: tuple[str, ...] = ()
+        chosen = int(random.integers(len(pair.positives)))
+        places: list[int] = []
         if pair.negatives and self.hard_negatives:
             order = random.permutation(len(pair.negatives))
-            negatives = tuple(pair.negatives[order[i % len(order)]] for i in range(self.hard_negatives))
-        return Group(pair.query, pair.instruction, positive, negatives, pair.positives, pair.dataset)
+            places = [int(order[i % len(order)]) for i in range(self.hard_negatives)]
+        ids: tuple[str, ...] = ()
+        if pair.positive_ids or pair.negative_ids:
+            positive_id = pair.positive_ids[chosen] if pair.positive_ids else ""
+            ids = (positive_id, *(pair.negative_ids[i] if pair.negative_ids else "" for i in places))
+        scores: tuple[float, ...] = ()
+        if pair.positive_scores and (pair.negative_scores or not places):
+            scores = (pair.positive_scores[chosen], *(pair.negative_scores[i] for i in places))
+        return Group(
+            pair.query,
+            pair.instruction,
+            pair.positives[chosen],
+            tuple(pair.negatives[i] for i in places),
+            pair.positives,
+            pair.dataset,
+            ids,
+            pair.positive_ids,
+            scores,
+        )
 
     def _extend_schedule(self) -> None:
         """Adds one window: each batch goes to the data set furthest behind its share, then the window is shuffled."""

@@ -6,6 +6,10 @@ the container types in use. Orbax's names still move between releases; they appe
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,14 @@ PyTree = Any
 
 def _flat(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _reason(error: Exception) -> str:
+    """What the system said where the error carries it, else the error's first line."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if os.strerror(number).lower() in str(error).lower():
+            return os.strerror(number)
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 class Checkpoints:
@@ -41,6 +53,8 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
         )
+        self._writing: tuple[int, Any] | None = None
+        self._closed = False
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
@@ -48,11 +62,17 @@ class Checkpoints:
         return None if newest is None else int(newest.step)
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Starts writing `tree` (device arrays) as `step`; returns before the write ends."""
+        """Starts writing `tree` (device arrays) as `step`; returns before the write ends.
+
+        Raises:
+            InputError: the checkpoint before this one could not be written (or this one, where that shows at once).
+        """
+        self._finish()
         if jax.default_backend() == "cpu":
             # Host views of CPU arrays share their memory, and the training step donates it while the write runs.
             tree = jax.tree.map(jax.numpy.copy, tree)
-        self._checkpointer.save_pytree_async(step, _flat(tree), force=True)
+        with self._explained(step):
+            self._writing = step, self._checkpointer.save_pytree_async(step, _flat(tree), force=True)
 
     def restore(self, tree: PyTree, step: int | None = None) -> PyTree:
         """Reads a checkpoint into the structure, shapes, dtypes and shardings of `tree`.
@@ -70,9 +90,8 @@ class Checkpoints:
         try:
             flat = self._checkpointer.load_pytree(step, abstract)
         except Exception as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(
-                f"checkpoint {step} in {self.directory} cannot be restored ({first_line}): "
+                f"checkpoint {step} in {self.directory} cannot be restored ({_reason(error)}): "
                 "delete that folder to continue from an earlier step, or use a new workdir"
             ) from error
         paths = jax.tree_util.tree_leaves_with_path(tree)
@@ -80,8 +99,43 @@ class Checkpoints:
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(tree), leaves)
 
     def close(self) -> None:
-        """Waits for pending writes and releases the folder."""
-        self._checkpointer.close()
+        """Waits for pending writes and releases the folder.
+
+        Raises:
+            InputError: the last checkpoint could not be written.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._finish()
+        finally:
+            self._checkpointer.close()
+
+    def wait(self) -> None:
+        """Returns when the checkpoint that is being written is complete; errors as in `save`."""
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._writing is not None:
+            (step, response), self._writing = self._writing, None
+            with self._explained(step):
+                response.result()
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            whole = [number for number in self._complete() if number != step]
+            kept = f"the last complete one is step {whole[-1]}" if whole else "there is no earlier one"
+            raise InputError(
+                f"checkpoint {step} in {self.directory} cannot be written ({_reason(error)}); {kept}: free space or "
+                "fix permissions, then run the same command again"
+            ) from error
+
+    def _complete(self) -> list[int]:
+        return sorted(int(found.step) for found in self._checkpointer.checkpoints)
 
     def __enter__(self) -> Checkpoints:
         return self

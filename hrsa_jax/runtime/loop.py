@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,24 @@ import optax
 
 from hrsa_jax.runtime.checkpoint import Checkpoints
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.flops import peak_flops
 from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.metrics import read
+from hrsa_jax.runtime.optim import OptimConfig, ParameterGroup, make_optimizer
+
+__all__ = [
+    "Interrupted",
+    "OptimConfig",
+    "ParameterGroup",
+    "TrainState",
+    "init_state",
+    "make_optimizer",
+    "make_step",
+    "train",
+]
 
 PyTree = Any
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # float32 scalars, or runtime/metrics.Mean
 LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Metrics]]
 
 
@@ -53,65 +67,6 @@ class TrainState:
         return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with a warm-up and a schedule; the run's length is given where it is used."""
-
-    learning_rate: float
-    warmup_steps: int = 0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-
-    def learning_rate_at(self, steps: int) -> optax.Schedule:
-        """step -> learning rate over a run of `steps`: the peak when the warm-up ends, 0 at the end of the run.
-
-        Raises:
-            InputError: no steps, or a warm-up that is not shorter than the run.
-        """
-        if steps < 1 or not 0 <= self.warmup_steps < steps:
-            raise InputError(
-                f"optimiser: {steps} steps with warmup_steps={self.warmup_steps}: "
-                "give at least one step and a warm-up shorter than the run"
-            )
-        rest = steps - self.warmup_steps
-        after = {
-            "cosine": lambda: optax.cosine_decay_schedule(self.learning_rate, rest),
-            "linear": lambda: optax.linear_schedule(self.learning_rate, 0.0, rest),
-            "constant": lambda: optax.constant_schedule(self.learning_rate),
-        }[self.schedule]()
-        # The first step already moves the weights: at step s of w warm-up steps the rate is peak * (s + 1) / (w + 1).
-        first = self.learning_rate / (self.warmup_steps + 1)
-        warmup = optax.linear_schedule(first, self.learning_rate, self.warmup_steps)
-        return optax.join_schedules([warmup, after], [self.warmup_steps])
-
-
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; weight decay on matrices only, as is usual for norms and biases."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            config.learning_rate_at(steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_is_matrix,
-        ),
-    )
-
-
-def _is_matrix(params: PyTree) -> PyTree:
-    """True for kernels, tables and adapter factors. Stacked norms and biases are (L, D): decided by name."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim >= 2 and not any(word in jax.tree_util.keystr(path) for word in ("norm", "bias")),
-        params,
-    )
-
-
 def init_state(trainable: PyTree, frozen: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0. `trainable` is copied: the loop donates its buffers, the caller's model stays usable."""
     trainable = jax.tree.map(jnp.copy, trainable)
@@ -120,16 +75,22 @@ def init_state(trainable: PyTree, frozen: PyTree, optimizer: optax.GradientTrans
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, opt_state)
 
 
-def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Callable[[TrainState, PyTree], Any]:
-    """Compiles one update.
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: Callable[[jax.Array], Any] | None = None,
+) -> Callable[[TrainState, PyTree], Any]:
+    """Compiles one update; the old state's buffers are donated to the new one.
 
     Args:
-        loss_fn: (trainable, frozen, batch) -> (loss fp32 scalar, metrics of scalars).
+        loss_fn: (trainable, frozen, batch) -> (loss fp32 scalar, metrics of scalars or Means).
         optimizer: from `make_optimizer`.
+        learning_rate: step -> rate, to be logged beside the metrics.
 
     Returns:
-        step(state, batch) -> (state, metrics): metrics gains loss, grad_norm and finite. Where the loss or the
-        gradient is not finite the state comes back unchanged (finite = 0), so that no bad update is ever applied.
+        step(state, batch) -> (state, metrics): metrics gains loss, grad_norm and finite (and learning_rate). Where
+        the loss or the gradient is not finite the state comes back unchanged (finite = 0): no bad update is applied.
     """
 
     def update(saved: dict[str, PyTree], frozen: PyTree, batch: PyTree) -> tuple[dict[str, PyTree], Metrics]:
@@ -143,7 +104,8 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Calla
             "opt_state": opt_state,
         }
         kept = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, saved)
-        return kept, {**metrics, "loss": loss, "grad_norm": grad_norm, "finite": finite}
+        rate = {} if learning_rate is None else {"learning_rate": learning_rate(saved["step"])}
+        return kept, {**metrics, **rate, "loss": loss, "grad_norm": grad_norm, "finite": finite}
 
     compiled = jax.jit(update, donate_argnums=0)
 
@@ -165,7 +127,8 @@ def train(
     log: RunLog,
     label: str,
     place: Callable[[PyTree], PyTree] = lambda batch: jax.tree.map(jnp.asarray, batch),
-    on_step: Callable[[int, TrainState], None] | None = None,
+    on_step: Callable[[int, TrainState], bool | None] | None = None,
+    flops_per_token: float | None = None,
 ) -> TrainState:
     """Runs (or continues) training until `steps` updates are done.
 
@@ -174,10 +137,13 @@ def train(
         directory: holds the checkpoints; the newest complete one is continued, bit for bit on CPU.
         checkpoint_every: steps between checkpoints (the last step is always saved).
         place: puts a host batch on the devices.
-        on_step: called with (steps done, state) after each update: snapshots, evaluation.
+        on_step: called with (steps done, state) after each update: snapshots, evaluation. The state's buffers are
+            the next step's to use up. True ends the run here (early stopping), with a checkpoint.
+        flops_per_token: model FLOPs of one training token; the share of the devices' speed that is used is logged.
 
     Raises:
-        InputError: loss or gradient became NaN or infinite; the batch is saved and no later state is.
+        InputError: loss or gradient became NaN or infinite, or the devices' memory ran out: the batch is saved and no
+            later state is. A checkpoint that could not be written: the earlier ones are kept.
         Interrupted: SIGTERM arrived; the checkpoint was written first.
     """
     with Checkpoints(directory / "checkpoints") as checkpoints, _sigterm_flag() as stopped:
@@ -185,60 +151,90 @@ def train(
             state = TrainState(frozen=state.frozen, **checkpoints.restore(state.saved()))
         start = int(state.step)
         log.rewind(label, start)
-        reader = _MetricsReader(log, label, directory, checkpoints)
+        watch = _Watch(log, label, directory, checkpoints, flops_per_token)
         with log.progress(label, steps, done=start) as progress:
             for number, batch in _prefetch(batch_at, start, steps):
-                state, metrics = step(state, place(batch))
-                reader.push(number, metrics, batch, progress)
-                if on_step is not None:
-                    on_step(number + 1, state)
-                last = number + 1 == steps or stopped.is_set()
+                with watch.memory(number, batch):
+                    state, metrics = step(state, place(batch))
+                watch.push(number, metrics, batch, progress)
+                enough = on_step is not None and bool(on_step(number + 1, state))
+                last = number + 1 == steps or stopped.is_set() or enough
                 if last or (number + 1) % checkpoint_every == 0:
-                    reader.drain(progress)
+                    watch.drain(progress)
                     checkpoints.save(number + 1, state.saved())
+                if enough:
+                    break
                 if stopped.is_set() and number + 1 < steps:
                     checkpoints.close()
                     raise Interrupted(f"{label} stopped after step {number + 1} of {steps}; its checkpoint is saved")
+        checkpoints.close()
     return state
 
 
-class _MetricsReader:
-    """Reads each step's numbers one step late, writes them down, and stops the run when one is not finite."""
+class _Watch:
+    """Reads each step's numbers one step late, writes them down, and stops the run when something is wrong."""
 
-    def __init__(self, log: RunLog, label: str, directory: Path, checkpoints: Checkpoints):
+    def __init__(
+        self, log: RunLog, label: str, directory: Path, checkpoints: Checkpoints, flops_per_token: float | None
+    ):
         self._log, self._label, self._directory, self._checkpoints = log, label, directory, checkpoints
         self._pending: tuple[int, Metrics, PyTree] | None = None
+        self._flops_per_token = flops_per_token
+        self._peak = peak_flops() if flops_per_token else 0.0
         self._clock = time.monotonic()
 
     def push(self, number: int, metrics: Metrics, batch: PyTree, progress: Any) -> None:
+        """Takes the numbers of a step that is still running, and reads those of the step before."""
         self.drain(progress)
         self._pending = (number, metrics, batch)
 
     def drain(self, progress: Any) -> None:
+        """Waits for the step that was pushed last."""
         if self._pending is None:
             return
         number, metrics, batch = self._pending
         self._pending = None
-        values = {key: np.asarray(value).item() for key, value in jax.device_get(metrics).items()}
+        with self.memory(number, batch):
+            values = read(metrics)
         if not values.pop("finite"):
-            self._fail(number, values, batch)
+            what = f"loss {values['loss']:.4g} with gradient norm {values['grad_norm']:.4g}"
+            raise self._stop(what, number, batch, "lower the learning rate or look at that batch")
         now = time.monotonic()
         values["seconds"], self._clock = now - self._clock, now
+        note = f"loss {values['loss']:.3f}"
         if "tokens" in values:
-            values["tokens_per_second"] = values["tokens"] / max(values["seconds"], 1e-9)
+            speed = values["tokens_per_second"] = values["tokens"] / max(values["seconds"], 1e-9)
+            note += f", {speed:.0f} tokens/s"
+            if self._peak and self._flops_per_token:
+                values["mfu"] = speed * self._flops_per_token / self._peak
+                note += f", MFU {values['mfu']:.0%}"
+        if "padding" in values:
+            note += f", padding {values['padding']:.0%}"
         self._log.metrics(self._label, number, values)
-        progress.update(1, f"loss {values['loss']:.3f}")
+        progress.update(1, note)
 
-    def _fail(self, number: int, values: dict[str, float], batch: PyTree) -> None:
+    @contextmanager
+    def memory(self, number: int, batch: PyTree) -> Iterator[None]:
+        """Turns a device that is out of memory into the one sentence; any other error passes."""
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            shapes = sorted({str(np.shape(leaf)) for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 1})
+            what = f"the devices ran out of memory on arrays {', '.join(shapes)}"
+            remedy = "compute the batch in more chunks, shorten the texts or use more devices"
+            raise self._stop(what, number, batch, remedy) from error
+
+    def _stop(self, what: str, number: int, batch: PyTree, remedy: str) -> InputError:
         path = self._directory / f"bad_batch_step{number}.npz"
         flat = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(batch)}
         np.savez(path, **flat)
         self._checkpoints.close()
         newest = self._checkpoints.latest()
         kept = "no checkpoint was due yet" if newest is None else f"the last good checkpoint is step {newest}"
-        raise InputError(
-            f"{self._label}: loss {values['loss']:.4g} with gradient norm {values['grad_norm']:.4g} at step {number}, "
-            f"so training stopped; {kept}, the batch is in {path}: lower the learning rate or look at that batch"
+        return InputError(
+            f"{self._label}: {what} at step {number}, so training stopped; {kept}, the batch is in {path}: {remedy}"
         )
 
 

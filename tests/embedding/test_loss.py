@@ -84,7 +84,7 @@ def test_metrics_equal_plain_numpy():
     scores = q @ p.T
     best = [max(scores[i, j] for j in range(Q * K) if mask[i, j] and j != POSITIVE[i]) for i in range(Q)]
     positive = scores[np.arange(Q), POSITIVE]
-    np.testing.assert_allclose(metrics["gap"], np.mean(positive - best), rtol=1e-5)
-    np.testing.assert_allclose(metrics["alignment"], np.mean(((q - p[POSITIVE]) ** 2).sum(1)), rtol=1e-5)
+    np.testing.assert_allclose(metrics["gap"].value, np.mean(positive - best), rtol=1e-5)
+    np.testing.assert_allclose(metrics["alignment"].value, np.mean(((q - p[POSITIVE]) ** 2).sum(1)), rtol=1e-5)
     squared = ((q[:, None] - q[None]) ** 2).sum(-1)[~np.eye(Q, dtype=bool)]
-    np.testing.assert_allclose(metrics["uniformity"], np.log(np.exp(-2 * squared).mean()), rtol=1e-5)
+    np.testing.assert_allclose(metrics["uniformity"].value, np.log(np.exp(-2 * squared).mean()), rtol=1e-5)

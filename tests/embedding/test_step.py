@@ -10,7 +10,9 @@ import pytest
 
 from hrsa_jax.data.packing import PackedRows
 from hrsa_jax.data.prompts import query_prompt
-from hrsa_jax.embedding.step import ContrastiveBatch, ConversionConfig, contrastive_loss_fn, conversion_batches
+from hrsa_jax.embedding.batches import ContrastiveBatch, conversion_batches
+from hrsa_jax.embedding.recipe import ConversionConfig
+from hrsa_jax.embedding.step import contrastive_loss_fn
 from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.mesh import make_mesh, shard_batch
@@ -45,10 +47,10 @@ def reference(backbone, build_pairs):
 
 def unpacked(batch, max_segments):
     """The same texts, one a row (padded instead of packed)."""
-    tokens, segments, positions, mask = (np.asarray(x) for x in batch.rows)
+    tokens, segments, positions, mask = (np.asarray(x) for x in batch.blocks[0])
     texts = [(r, s) for r in range(len(tokens)) for s in range(1, segments[r].max() + 1)]
     shape = (len(texts), tokens.shape[1])
-    rows = PackedRows(*(np.zeros(shape, x.dtype) for x in batch.rows))
+    rows = PackedRows(*(np.zeros(shape, x.dtype) for x in batch.blocks[0]))
     place = {}
     for number, (row, segment) in enumerate(texts):
         here = segments[row] == segment
@@ -57,7 +59,9 @@ def unpacked(batch, max_segments):
             new[number, :n] = old[row][here]
         place[row * max_segments + segment - 1] = number * max_segments
     move = np.vectorize(place.get)
-    return batch._replace(rows=rows, query_slot_Q=move(batch.query_slot_Q), passage_slot_P=move(batch.passage_slot_P))
+    return batch._replace(
+        blocks=(rows,), query_slot_Q=move(batch.query_slot_Q), passage_slot_P=move(batch.passage_slot_P)
+    )
 
 
 def test_loss_and_every_gradient_equal_torch(backbone, build_pairs, reference, tmp_path):
@@ -69,7 +73,7 @@ def test_loss_and_every_gradient_equal_torch(backbone, build_pairs, reference, t
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(fields | {"is_causal": False}))
     model = transformers.AutoModel.from_pretrained(str(tmp_path), dtype=torch.float64)
-    tokens, segments, _, mask = (np.asarray(x) for x in batch.rows)
+    tokens, segments, _, mask = (np.asarray(x) for x in batch.blocks[0])
 
     def vector(slot):
         row, segment = slot // CONFIG.max_segments, slot % CONFIG.max_segments + 1
@@ -110,13 +114,13 @@ def test_eight_devices_equal_one(build_backbone, build_pairs):
     config = dataclasses.replace(CONFIG, batch_size=8, chunks=2)
     batch_at, _ = conversion_batches(build_pairs(24), backbone.tokenizer, config, row_multiple=8)
     batch = batch_at(0)
-    assert batch.rows.tokens_RT.shape[0] % 16 == 0
+    assert batch.blocks[0].tokens_RT.shape[0] % 16 == 0
     expected = loss_and_gradients(backbone.decoder, dataclasses.replace(config, chunks=1), batch)
     mesh = make_mesh(data=4, fsdp=2)
     with jax.set_mesh(mesh):
         replicated = jax.device_put(backbone.decoder, jax.NamedSharding(mesh, jax.P()))
         placed = shard_batch(mesh, batch)
-        assert len(placed.rows.tokens_RT.sharding.device_set) == 8
+        assert len(placed.blocks[0].tokens_RT.sharding.device_set) == 8
         got = loss_and_gradients(replicated, config, placed)
     assert_same(expected, got)
 
@@ -127,8 +131,8 @@ def test_lora_gradients_are_of_the_adapters_only(backbone, reference):
     assert loss == pytest.approx(reference[1][0], rel=1e-5)  # a fresh adapter changes nothing
     assert len(grads) == 14
     assert all("lora" in name for name in grads)
-    assert set(metrics) == {"gap", "alignment", "uniformity", "tokens", "padding"}
-    assert all(np.ndim(value) == 0 for value in metrics.values())
+    assert set(metrics) == {"gap", "alignment", "uniformity", "tokens", "padding", "purity"}
+    assert all(np.ndim(value) == 0 for value in jax.tree.leaves(metrics))
 
 
 def test_bfloat16_computes_float32_gradients_close_to_float32(backbone, reference):
@@ -164,8 +168,8 @@ def decoded_slots(batch, tokenizer, slots, max_segments):
     texts = []
     for slot in slots:
         row, segment = divmod(int(slot), max_segments)
-        here = batch.rows.segment_ids_RT[row] == segment + 1
-        texts.append(tokenizer.decode(batch.rows.tokens_RT[row][here].tolist()))
+        here = batch.blocks[0].segment_ids_RT[row] == segment + 1
+        texts.append(tokenizer.decode(batch.blocks[0].tokens_RT[row][here].tolist()))
     return texts
 
 

@@ -1,0 +1,60 @@
+"""Model FLOPs utilisation: what share of the devices' matmul speed a training run turns into model FLOPs."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bf16 FLOP/s of one device as its maker states them, by a part of jax's device_kind (first match counts).
+_PEAK = {
+    "v6 lite": 918e12,
+    "v6e": 918e12,
+    "v5p": 459e12,
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v4": 275e12,
+    "v3": 123e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+}
+
+
+def training_flops_per_token(parameters: int, trainable: int) -> float:
+    """Model FLOPs of one training token: 2 a parameter forward, 2 for the activations' gradients, 2 a trained weight.
+
+    Attention scores and what rematerialisation computes twice are not counted, as is usual for this measure.
+
+    Args:
+        parameters: of the layers (an embedding table that is only looked up costs nothing).
+        trainable: how many of the layers' parameters have gradients.
+    """
+    return 4.0 * parameters + 2.0 * trainable
+
+
+@functools.cache
+def peak_flops() -> float:
+    """bf16 FLOP/s of all devices together: the makers' numbers, measured on a CPU, 0 where neither is known."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        return _measured()
+    return next((peak for name, peak in _PEAK.items() if name.lower() in kind.lower()), 0.0) * jax.device_count()
+
+
+def _measured(size: int = 1024) -> float:
+    """The best of three matmuls with bf16 operands and float32 sums (simulated devices share the same cores)."""
+    x = jnp.ones((size, size), jnp.bfloat16)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    product(x).block_until_ready()
+    best = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        product(x).block_until_ready()
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+    return best
