@@ -11,7 +11,8 @@ from experiments.run import Attention, Model, Run
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.evaluation.baselines import HashedBagOfWords, RandomVectors
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder, TextEncoder
-from hrsa_jax.evaluation.offline_tasks import OFFLINE_TASKS, task_name
+from hrsa_jax.evaluation.offline_registry import OFFLINE_TASKS
+from hrsa_jax.evaluation.offline_tasks import task_name
 from hrsa_jax.evaluation.suites import Suite, run_tasks, suite
 from hrsa_jax.runtime.errors import InputError
 

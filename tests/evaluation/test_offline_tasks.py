@@ -10,7 +10,8 @@ from hrsa_jax.evaluation import offline_data, offline_tasks
 from hrsa_jax.evaluation.baselines import HashedBagOfWords, RandomVectors
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
 from hrsa_jax.evaluation.offline_data import AMOUNTS, BITEXT_CODES, NEWS_CLASSES
-from hrsa_jax.evaluation.offline_tasks import OFFLINE_TASKS, task_texts
+from hrsa_jax.evaluation.offline_registry import OFFLINE_TASKS
+from hrsa_jax.evaluation.offline_tasks import task_texts
 from hrsa_jax.evaluation.suites import run_tasks
 from hrsa_jax.runtime.errors import InputError
 
