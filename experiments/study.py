@@ -6,14 +6,14 @@ Reads top to bottom. Every stage is done once (runtime/workdir.py); the same com
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.compare import BACKBONES, EMBEDDINGS, HrsaConfig, compare_pairs
-from experiments.convert import ConvertConfig, convert_all, training_data
+from experiments.convert import ConvertConfig, MeshConfig, convert_all, device_mesh, training_data
 from experiments.evaluate import BenchmarkConfig, benchmark, study_suite, tuned_tasks
 from experiments.run import Model, Run
 from experiments.tune import TuneConfig, tune
@@ -37,6 +37,7 @@ class StudyConfig:
     hrsa: HrsaConfig
     reasoning: str | None = None
     tune: TuneConfig | None = None
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     label: str = ""
     demonstration: bool = False
 
@@ -54,7 +55,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     with Workdir(path, to_json(study)) as workdir:
         log = RunLog(workdir.path)
         _banner(study, workdir, log)
-        context = Run(workdir, log)
+        context = Run(workdir, log, mesh=device_mesh(study.mesh))
         base = context.model("base", study.base)
         reasoning, variant = _reasoning(study, base, context)
         embs, training = _convert(study, (base, reasoning), context)

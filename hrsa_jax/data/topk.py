@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from hrsa_jax.runtime.mesh import named_sharding
 
 _SPARE = 16  # more candidates than asked for are taken in float32 and ranked again in float64
+_GATHERED = 1 << 22  # numbers of passages gathered for that at a time
 
 
 def exact_top_k(
@@ -70,8 +71,9 @@ def _split(queries_Qd: np.ndarray, mesh: Mesh | None) -> jax.Array:
     return jax.device_put(padded, named_sharding(mesh, ("batch", None), padded.shape))
 
 
-def _exact_scores(queries_Qd: np.ndarray, block_Cd: np.ndarray, columns_Qk: np.ndarray, rows: int = 256) -> np.ndarray:
-    """float64 dot products of each query with its own columns, `rows` queries at a time."""
+def _exact_scores(queries_Qd: np.ndarray, block_Cd: np.ndarray, columns_Qk: np.ndarray) -> np.ndarray:
+    """float64 dot products of each query with its own columns, few queries at a time: they are gathered for it."""
+    rows = max(1, _GATHERED // max(1, columns_Qk.shape[1] * block_Cd.shape[1]))
     parts = [
         np.einsum("qd,qkd->qk", queries_Qd[i : i + rows], block_Cd[columns_Qk[i : i + rows]].astype(np.float64))
         for i in range(0, len(queries_Qd), rows)

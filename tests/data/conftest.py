@@ -94,3 +94,11 @@ def plain_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe(), eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def builders() -> Any:
+    """Name of a kind -> its tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    return lambda name: PreTrainedTokenizerFast(tokenizer_object=BUILDERS[name](), eos_token="<eos>")

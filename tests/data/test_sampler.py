@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hrsa_jax.data.sampler import PairSampler, data_order_hash, purity, recipe_hash
-from hrsa_jax.data.sources import Pair
+from hrsa_jax.data.sampler import MIXED, PairSampler, data_order_hash, purity, recipe_hash
+from hrsa_jax.data.sources import LazyPairs, Pair
 from hrsa_jax.runtime.errors import InputError
 
 
@@ -39,7 +39,81 @@ def test_shares_and_purity_over_ten_thousand_steps():
     expected = np.sqrt([225, 75, 15]) / np.sqrt([225, 75, 15]).sum()
     for name, share in zip("abc", expected, strict=True):
         assert abs(names[name] / 10_000 - share) < 0.001
+    assert all(len({data for data, _ in sampler.rows_at(step)[1]}) == 1 for step in range(10_000))
     assert all(purity(sampler.groups_at(step)) == 1.0 for step in range(0, 10_000, 97))
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+@pytest.mark.parametrize("leftovers", ["drop", "mix"])
+def test_full_batches_of_three_files_are_pure_and_mixed_as_asked(exponent, leftovers):
+    """10,000 steps: purity 1 for every batch that is not named left-overs; weights within 1%."""
+    sizes = {"a": 902, "b": 303, "c": 59}
+    sampler = PairSampler(make_pairs(sizes), batch_size=4, mixing_exponent=exponent, leftovers=leftovers, seed=5)
+    names = Counter()
+    for step in range(10_000):
+        name, rows = sampler.rows_at(step)
+        names[name] += 1
+        assert len(rows) == len(set(rows)) == 4
+        assert name == MIXED or {data for data, _ in rows} == {name}
+    batches = {name: size // 4 for name, size in sizes.items()}
+    if leftovers == "mix":
+        batches[MIXED] = sum(size % 4 for size in sizes.values()) // 4
+    weights = np.array(list(batches.values()), float) ** exponent
+    for (name, _), share in zip(batches.items(), weights / weights.sum(), strict=True):
+        assert abs(names[name] / 10_000 - share) <= 0.01 * share + 1e-3, name
+
+
+@pytest.mark.parametrize("step", [0, 1, 137, 4_321])
+@pytest.mark.parametrize("leftovers", ["drop", "mix"])
+def test_a_run_resumed_at_any_step_sees_the_same_next_thousand_batches(step, leftovers):
+    pairs = make_pairs({"a": 90, "b": 41, "c": 22}, positives=2, negatives=4)
+    options = {"batch_size": 4, "mixing_exponent": 0.7, "seed": 3, "leftovers": leftovers}
+    straight, resumed = PairSampler(pairs, **options), PairSampler(pairs, **options)
+    for earlier in range(step):
+        straight.rows_at(earlier)
+    assert [straight.groups_at(step + i) for i in range(1000)] == [resumed.groups_at(step + i) for i in range(1000)]
+
+
+def test_leftovers_fill_an_epoch_and_small_data_sets_take_part():
+    pairs = make_pairs({"a": 21, "b": 14, "tiny": 3})
+    sampler = PairSampler(pairs, batch_size=4, leftovers="mix", seed=2)
+    assert sampler.steps_per_epoch == 5 + 3 + 1
+    for epoch in range(3):
+        steps = range(epoch * 9, epoch * 9 + 9)
+        rows = [row for step in steps for row in sampler.rows_at(step)[1]]
+        assert len(set(rows)) == len(rows) == 36  # of 38: the last two fill no batch
+        assert purity(sampler.groups_at(next(s for s in steps if sampler.rows_at(s)[0] == MIXED))) < 1
+    with pytest.raises(InputError, match="'tiny' has 3 pairs"):
+        PairSampler(make_pairs({"a": 20, "tiny": 3}), batch_size=4, leftovers="mix")
+
+
+def test_rows_given_by_data_set_are_read_only_when_their_batch_is_made():
+    reads = []
+    pairs = make_pairs({"a": 40})
+
+    def read(i):
+        reads.append(i)
+        return pairs[i]
+
+    sampler = PairSampler({"a": LazyPairs(40, read)}, batch_size=4)
+    sampler.rows_at(5)
+    assert reads == []
+    groups = sampler.groups_at(5)
+    assert reads == [row for _, row in sampler.rows_at(5)[1]]
+    assert groups == PairSampler(pairs, batch_size=4).groups_at(5)
+
+
+def test_ids_and_scores_follow_the_passages_that_are_drawn():
+    pair = Pair(
+        "q", "", ("p0", "p1"), ("n0", "n1", "n2"), "a", ("0", "1"), ("x", "y", "z"), (0.9, 0.8), (0.1, 0.2, 0.3)
+    )
+    for seed in range(8):
+        group = PairSampler([pair], batch_size=1, hard_negatives=2, seed=seed).groups_at(0)[0]
+        ids = dict(zip((*pair.positives, *pair.negatives), (*pair.positive_ids, *pair.negative_ids), strict=True))
+        scores = dict(zip(ids, (*pair.positive_scores, *pair.negative_scores), strict=True))
+        drawn = (group.positive, *group.negatives)
+        assert group.ids == tuple(ids[text] for text in drawn)
+        assert group.scores == tuple(scores[text] for text in drawn)
 
 
 def test_order_is_a_pure_function_of_seed_and_step():

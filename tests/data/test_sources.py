@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from hrsa_jax.data.sources import Pair, pairs_from_rows, read_hub, read_jsonl
+from hrsa_jax.data.sources import (
+    Pair,
+    by_dataset,
+    open_hub,
+    open_jsonl,
+    pairs_from_rows,
+    read_hub,
+    read_jsonl,
+    write_jsonl,
+)
 from hrsa_jax.runtime.errors import InputError
 
 GOOD = {"query": ["Find it", "fox"], "pos": ["a fox"], "neg": ["a dog", "a cat"]}
@@ -48,6 +57,9 @@ def test_read_jsonl(tmp_path):
         ({"query": "a", "pos": ["b"], "neg": [3]}, r":2: 'neg\[0\]' holds a int"),
         ({"query": ["a"], "pos": ["b"]}, r":2: 'query' is a list of 1"),
         ({"query": ["a", 1.5], "pos": ["b"]}, r":2: 'query' holds a float"),
+        ({"query": "a", "pos": ["b"], "pos_ids": [1, 2]}, r":2: 'pos_ids' does not hold one value for each of the 1"),
+        ({"query": "a", "pos": ["b"], "neg": ["c"], "neg_scores": ["x"]}, r":2: 'neg_scores' holds 'x', a str"),
+        (b'{"query": "a", "pos": ["b"], "pos_scores": [NaN]}\n', r":2: 'pos_scores' .* must be a finite number"),
     ],
 )
 def test_broken_lines_are_named(tmp_path, line, message):
@@ -94,3 +106,45 @@ def test_read_hub_reads_a_local_folder(tmp_path):
         read_hub(str(tmp_path), columns={"query": "question"})
     with pytest.raises(InputError, match="cannot be read"):
         read_hub(str(tmp_path / "absent"), columns={"query": "question", "pos": "answer"})
+
+
+def test_rows_of_an_open_file_are_read_where_they_lie(tmp_path):
+    rows = [{"query": f"q{i} ü", "pos": ["p" * (i + 1)], "neg": [f"n{i}"], "pos_ids": [i]} for i in range(50)]
+    path = write(tmp_path, rows[0], b"\n", b"  \n", *rows[1:])
+    lazy = open_jsonl(path, instruction="Find")
+    assert len(lazy) == 50
+    assert list(lazy) == read_jsonl(path, instruction="Find") == lazy[:]
+    assert lazy[49] == lazy[-1] == Pair("q49 ü", "Find", ("p" * 50,), ("n49",), "pairs", ("49",))
+    assert not any(isinstance(value, list | dict) for value in vars(lazy).values())
+    with pytest.raises(IndexError):
+        lazy[50]
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    pairs = [
+        Pair("q", "Find", ("a", "b"), ("c",), "pairs", ("1", "2"), ("3",), (0.5, 0.25), (-0.125,)),
+        Pair("bare", "", ("a",)),
+    ]
+    assert write_jsonl(tmp_path / "pairs.jsonl", pairs) == 2
+    assert read_jsonl(tmp_path / "pairs.jsonl") == pairs
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+def test_hub_rows_are_named_and_checked(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"q": "fox", "p": ["a fox"], "n": "a dog", "s": 0.5}\n' * 3)
+    columns = {"query": "q", "pos": "p", "neg": "n", "neg_scores": "s"}
+    rows = open_hub(str(tmp_path), columns=columns, dataset="animals", instruction="Find")
+    assert rows[2] == Pair("fox", "Find", ("a fox",), ("a dog",), "animals", negative_scores=(0.5,))
+    with pytest.raises(InputError, match=r"row 0: 'query' holds a list|'query' is a list"):
+        open_hub(str(tmp_path), columns={"query": "p", "pos": "q"})
+
+
+def test_pairs_by_data_set_keep_their_order():
+    pairs = [Pair("1", "", ("p",), (), name) for name in "abab"]
+    assert by_dataset(pairs) == {"a": [pairs[0], pairs[2]], "b": [pairs[1], pairs[3]]}
+    assert by_dataset({"x": pairs, "empty": []}) == {"x": pairs}
+
+
+def test_scores_must_be_as_many_as_their_passages():
+    with pytest.raises(InputError, match="1 positives but 2 positive scores"):
+        Pair("q", "", ("p",), positive_scores=(0.1, 0.2))

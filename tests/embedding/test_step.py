@@ -15,6 +15,7 @@ from hrsa_jax.embedding.recipe import ConversionConfig
 from hrsa_jax.embedding.step import contrastive_loss_fn
 from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, make_step
 from hrsa_jax.runtime.mesh import make_mesh, shard_batch
 
 CONFIG = ConversionConfig(
@@ -87,15 +88,26 @@ def test_loss_and_every_gradient_equal_torch(backbone, build_pairs, reference, t
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(batch.positive_Q, dtype=torch.int64))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
-    theirs = dict(model.named_parameters())
-    for ours, name in (("q_proj", "self_attn.q_proj"), ("v_proj", "self_attn.v_proj"), ("down_proj", "mlp.down_proj")):
-        stacked = next(v for k, v in grads.items() if ours in k)
-        for layer in range(2):
-            gradient = theirs[f"layers.{layer}.{name}.weight"].grad.numpy().T
-            np.testing.assert_allclose(stacked[layer], gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
-    embed = next(v for k, v in grads.items() if "embed" in k)
-    gradient = theirs["embed_tokens.weight"].grad.numpy()
-    np.testing.assert_allclose(embed, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+    theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    compared = 0
+    for key, gradient in grads.items():
+        for layer, name in peer_names(key):
+            mine = np.asarray(gradient if layer is None else gradient[layer])
+            other = theirs[name].T if "proj" in name else theirs[name]
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * np.abs(other).max(), err_msg=name)
+            compared += 1
+    assert compared == len(theirs) == 2 * 9 + 2
+
+
+def peer_names(key):
+    """(layer, transformers' name) of the parameters that one of our gradient leaves holds."""
+    places = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
+    places |= {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
+    places |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+    found = next((place for ours, place in places.items() if ours in key), None)
+    if found is not None:
+        return [(layer, f"layers.{layer}.{found}.weight") for layer in range(2)]
+    return [(None, "embed_tokens.weight" if "embed" in key else "norm.weight")]
 
 
 def test_packed_equals_padded(backbone, reference):
@@ -103,10 +115,74 @@ def test_packed_equals_padded(backbone, reference):
     assert_same(expected, loss_and_gradients(backbone.decoder, CONFIG, unpacked(batch, CONFIG.max_segments)))
 
 
-@pytest.mark.parametrize("chunks", [2, 4])
-def test_any_number_of_chunks_gives_the_same(backbone, reference, chunks):
-    config = dataclasses.replace(CONFIG, chunks=chunks, remat=chunks == 4)
+@pytest.mark.parametrize(
+    "chunking", [{"chunks": 2}, {"chunks": 4, "remat": True}, {"chunks": 8}, {"chunk_tokens": 128}]
+)
+def test_any_number_of_chunks_gives_the_same(backbone, reference, chunking):
+    """Gradients of one global batch, accumulated over its parts, equal those of the batch in one piece."""
+    config = dataclasses.replace(CONFIG, **chunking)
     assert_same(reference[1], loss_and_gradients(backbone.decoder, config, reference[0]))
+
+
+def test_buckets_equal_packed_rows(backbone, build_pairs, reference):
+    config = dataclasses.replace(CONFIG, layout="bucketed", chunk_tokens=256)
+    batch_at, stats = conversion_batches(build_pairs(), backbone.tokenizer, config)
+    batch = batch_at(0)
+    assert stats["layout"] == "bucketed"
+    assert len(batch.blocks) >= 1
+    assert all(rows.segment_ids_RT.max() == 1 for rows in batch.blocks)
+    assert batch.tokens == reference[0].tokens
+    assert_same(reference[1], loss_and_gradients(backbone.decoder, config, batch))
+
+
+def test_averaged_gradients_of_two_batches_give_the_update_of_their_mean_loss(backbone, build_pairs):
+    """accumulate=2 on two batches = one update on the mean of their losses, to 1e-5 of the largest change."""
+    batch_at, _ = conversion_batches(build_pairs(), backbone.tokenizer, CONFIG)
+    batches = [batch_at(0), batch_at(1)]
+    graphdef, trainable, frozen = split_trainable(backbone.decoder, lora=False)
+    loss_fn = contrastive_loss_fn(graphdef, CONFIG)
+
+    def mean_loss(trainable, frozen, both):
+        losses = [loss_fn(trainable, frozen, batch)[0] for batch in both]
+        return sum(losses) / 2, {}
+
+    # plain descent in place of AdamW's signs: its update is the gradient itself
+    rule = OptimConfig(1e-2, b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0, schedule="constant", clip_norm=1e9)
+    results = []
+    for config, fn, inputs in (
+        (dataclasses.replace(rule, accumulate=2), loss_fn, batches),
+        (rule, mean_loss, [batches]),
+    ):
+        optimizer = make_optimizer(config, 4)
+        state, step = init_state(trainable, frozen, optimizer), make_step(fn, optimizer)
+        for one in inputs:
+            state, _ = step(state, jax.tree.map(jnp.asarray, one))
+        results.append(state.trainable)
+    for before, one, other in zip(*map(jax.tree.leaves, (trainable, *results)), strict=True):
+        change = np.abs(np.asarray(other - before, np.float64)).max()
+        assert change > 0
+        np.testing.assert_allclose(one - before, other - before, rtol=0, atol=1e-5 * change + 4e-8)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"symmetric": True},
+        {"matryoshka": (8, 32)},
+        {"false_negative_margin": 0.1, "mask_false_negatives": False},
+        {"distillation_weight": 0.5},
+    ],
+)
+def test_every_form_of_the_loss_is_the_same_in_chunks(backbone, build_pairs, changes):
+    pairs = [
+        dataclasses.replace(pair, positive_scores=(0.9, 0.8), negative_scores=(0.3, 0.1)) for pair in build_pairs()
+    ]
+    config = dataclasses.replace(CONFIG, **changes)
+    batch = conversion_batches(pairs, backbone.tokenizer, config, row_multiple=4)[0](0)
+    whole = loss_and_gradients(backbone.decoder, config, batch)
+    plain = loss_and_gradients(backbone.decoder, CONFIG, batch._replace(teacher_QK=None))
+    assert whole[0] != pytest.approx(plain[0], rel=1e-4)
+    assert_same(whole, loss_and_gradients(backbone.decoder, dataclasses.replace(config, chunks=4), batch))
 
 
 def test_eight_devices_equal_one(build_backbone, build_pairs):
@@ -206,6 +282,45 @@ def test_known_positives_and_missing_negatives_are_masked(backbone, build_pairs)
             assert batch.mask_QP[row, column] == (not masked and column - bare * 3 not in (1, 2))
     plain = conversion_batches(pairs, backbone.tokenizer, dataclasses.replace(config, mask_false_negatives=False))[0](0)
     assert plain.mask_QP.sum() == 4 * 10
+
+
+def test_known_answers_are_masked_by_id_and_by_words_alike(backbone, build_pairs):
+    pairs = build_pairs(4, negatives=1)
+    pairs = [
+        dataclasses.replace(pair, positives=pair.positives[:1], positive_ids=(f"doc{i}",), negative_ids=(f"neg{i}",))
+        for i, pair in enumerate(pairs)
+    ]
+    pairs[0] = dataclasses.replace(pairs[0], negative_ids=("doc1",))  # the second query's answer in other words
+    pairs[2] = dataclasses.replace(pairs[2], negatives=(pairs[3].positives[0].upper() + " !",))
+    batch = conversion_batches(pairs, backbone.tokenizer, dataclasses.replace(CONFIG, steps=1))[0](0)
+    queries = decoded_slots(batch, backbone.tokenizer, batch.query_slot_Q, CONFIG.segments)
+    row_of = [next(i for i, query in enumerate(queries) if query.endswith(pair.query)) for pair in pairs]
+    K = batch.mask_QP.shape[1] // 4
+    hidden = {(row_of[1], row_of[0] * K + 1), (row_of[3], row_of[2] * K + 1)}
+    places = {(int(i), int(j)) for i, j in zip(*np.nonzero(~batch.mask_QP), strict=True) if j % K <= 1}
+    assert hidden <= places
+
+
+def test_batches_do_not_depend_on_what_was_asked_before_and_no_ids_are_kept(backbone, build_pairs):
+    config = dataclasses.replace(CONFIG, steps=200)
+    batch_at, stats = conversion_batches(build_pairs(), backbone.tokenizer, config)
+    assert stats["token_statistics_steps"] == 64
+    first = batch_at(150)
+    other, _ = conversion_batches(build_pairs(), backbone.tokenizer, config)
+    other(7)
+    jax.tree.map(np.testing.assert_array_equal, first, other(150))
+    maker = batch_at.__closure__[0].cell_contents
+    assert not any(isinstance(value, dict | list) and len(value) > 16 for value in vars(maker).values())
+
+
+def test_epochs_and_leftovers(backbone, build_pairs):
+    pairs = build_pairs(9, dataset="a") + build_pairs(7, dataset="b")
+    config = dataclasses.replace(CONFIG, steps=None, epochs=2.0)
+    assert conversion_batches(pairs, backbone.tokenizer, config)[1]["steps"] == 6
+    batch_at, stats = conversion_batches(pairs, backbone.tokenizer, dataclasses.replace(config, leftovers="mix"))
+    assert (stats["steps"], stats["mixed_batches"], stats["purity"]) == (8, 2, 1.0)
+    purities = [float(batch_at(step).purity) for step in range(8)]
+    assert sum(value < 1 for value in purities) == 2
 
 
 def test_the_row_length_that_wastes_least_is_chosen(backbone, build_pairs):

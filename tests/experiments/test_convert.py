@@ -155,7 +155,7 @@ def test_evaluated_texts_are_refused_unless_allowed(setting):
     with pytest.raises(InputError, match="1 training texts are also test texts"):
         run(settings, setting / "leaky")
     settings["convert"]["allow_overlap"] = True
-    found = run(settings, setting / "leaky")["data"]["overlap"]
+    found = run(settings, setting / "allowed")["data"]["overlap"]
     assert found["found"] == 1
     assert found["examples"][0]["dataset"] == "leak"
 

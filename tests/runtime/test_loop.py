@@ -2,7 +2,10 @@
 
 import json
 import os
+import resource
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +97,129 @@ def test_nan_stops_at_its_step_keeps_the_last_good_checkpoint_and_saves_the_batc
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest() == 6
     assert np.isnan(np.load(tmp_path / "bad_batch_step7.npz")["['x']"][0, 0])
+
+
+def test_the_old_state_is_donated_and_the_callers_arrays_are_not():
+    state, step = fresh()
+    weights = {"w": jnp.ones(3), "bias": jnp.zeros(())}
+    copied = init_state(weights, {}, make_optimizer(OptimConfig(learning_rate=0.1), STEPS))
+    assert copied.trainable["w"] is not weights["w"]
+    new, _ = step(state, batch_at(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.saved()))
+    assert not state.frozen["w"].is_deleted()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+class Lazy:
+    """A number on the device: notes when somebody waits for it."""
+
+    def __init__(self, name, value, events):
+        self.name, self.value, self.events = name, value, events
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append(f"read {self.name}")
+        return np.asarray(self.value, dtype)
+
+
+def test_nothing_waits_for_a_step_before_the_next_one_is_dispatched(tmp_path):
+    events = []
+
+    def step(state, batch):
+        number = int(batch["number"])
+        events.append(f"dispatch {number}")
+        return state, {"loss": Lazy(number, 1.0, events), "grad_norm": 1.0, "finite": True}
+
+    state, _ = fresh()
+    log = RunLog(None, stream=open(os.devnull, "w"))  # noqa: SIM115
+    options = {"directory": tmp_path, "checkpoint_every": 100, "log": log, "label": "t"}
+    train(state, step, lambda n: {"number": np.int32(n)}, steps=6, place=lambda batch: batch, **options)
+    for number in range(4):
+        assert events.index(f"read {number}") > events.index(f"dispatch {number + 1}")
+    assert events[-1] == "read 5"
+
+
+def test_batches_are_prepared_ahead_in_another_thread(tmp_path):
+    made = []
+
+    def noting(step):
+        made.append((step, threading.current_thread().name))
+        return batch_at(step)
+
+    ahead = []
+    run(tmp_path, noting, on_step=lambda done, state: ahead.append(len(made) - done) or time.sleep(0.02))
+    assert {name for _, name in made} == {"batches"}
+    assert [step for step, _ in made] == list(range(STEPS))
+    assert max(ahead) >= 2
+
+
+def test_on_step_may_end_the_run_with_a_checkpoint(tmp_path):
+    state = run(tmp_path, on_step=lambda done, state: done == 5)
+    assert int(state.step) == 5
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 5
+
+
+def test_out_of_memory_names_the_step_the_batch_and_the_last_checkpoint(tmp_path):
+    """A real allocation that no machine can make, asked for by the shape of one batch."""
+
+    def hungry(trainable, frozen, batch):
+        loss, metrics = loss_fn(trainable, frozen, batch)
+        if batch["x"].shape[0] == 9:
+            huge = jnp.broadcast_to(batch["x"][:, :1, None], (9, 1 << 24, 1 << 20)) * trainable["bias"]
+            loss = loss + jnp.sort(huge, axis=1).mean()
+        return loss, metrics
+
+    def longer(step):
+        batch = batch_at(step)
+        if step == 8:
+            batch = {"x": np.ones((9, 3), np.float32), "y": np.ones(9, np.float32)}
+        return batch
+
+    tx = make_optimizer(OptimConfig(learning_rate=0.1), STEPS)
+    state = init_state({"w": jnp.zeros(3), "bias": jnp.zeros(())}, {"w": jnp.zeros(3)}, tx)
+    log = RunLog(None, stream=open(os.devnull, "w"))  # noqa: SIM115
+    options = {"steps": STEPS, "directory": tmp_path, "checkpoint_every": 3, "log": log, "label": "t"}
+    with pytest.raises(InputError, match=r"ran out of memory on arrays \(9, 3\) at step 8.*checkpoint is step 6"):
+        train(state, make_step(hungry, tx), longer, **options)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 6
+    assert np.load(tmp_path / "bad_batch_step8.npz")["['x']"].shape == (9, 3)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    """Real failing writes: the process may not write files beyond a few bytes from step 5 on."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(done, state):
+        if done == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+
+    try:
+        with pytest.raises(InputError, match=r"checkpoint 6 in .* cannot be written \(.*\); .* step 3: free space"):
+            run_quietly(tmp_path, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 3
+    whole = run_quietly(tmp_path / "other")
+    for one, other in zip(jax.tree.leaves(run_quietly(tmp_path)), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def run_quietly(folder, **kwargs):
+    """`run` without log files of its own."""
+    state, step = fresh()
+    log = RunLog(None, stream=open(os.devnull, "w"))  # noqa: SIM115
+    options = {"directory": folder, "checkpoint_every": 3, "log": log, "label": "t"}
+    return train(state, step, batch_at, steps=STEPS, **options, **kwargs)
+
+
+def test_speed_padding_and_utilisation_are_logged(tmp_path):
+    run(tmp_path, flops_per_token=1e6)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"], rel=1e-6)
+        assert 0 < row["mfu"] < 1
 
 
 def test_sigterm_saves_and_the_same_call_continues(tmp_path):
