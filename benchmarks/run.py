@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-ROOMS = ("encode", "similarity")
+ROOMS = ("encode", "similarity", "train")
 
 
 def main() -> int:
