@@ -1,9 +1,15 @@
-"""HRSA of the pairs of a study: hidden states of every model on the same texts, all levels, the realignment gap."""
+"""HRSA: of any two models on any texts (`run`), and of the pairs of a study (`compare_pairs`).
+
+python launch.py --config=configs/compare.py --workdir=runs/compare --config.a=MODEL --config.b=MODEL
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +18,19 @@ from experiments.run import Model, Run
 from hrsa_jax.data.corpora import bbc_news, stdlib_functions
 from hrsa_jax.data.reasoning_pairs import WORKED_FAMILY, reasoning_pairs
 from hrsa_jax.embedding.encoder import Encoder
-from hrsa_jax.hrsa.activations import check_same_tokens, token_states
-from hrsa_jax.hrsa.analysis import compare, realignment_gap
+from hrsa_jax.hrsa.activation_files import SUFFIXES
+from hrsa_jax.hrsa.activations import check_same_tokens, compare_models, token_states, token_texts
+from hrsa_jax.hrsa.analysis import compare
+from hrsa_jax.hrsa.floors import model_noise_floor
+from hrsa_jax.hrsa.realignment import realignment_gap, realignment_index
+from hrsa_jax.hrsa.results import Comparison
+from hrsa_jax.hrsa.series import compare_by_label, trajectory
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask
+from hrsa_jax.models.backbone import load
+from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.workdir import fingerprint
+from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.workdir import Workdir, fingerprint, write_json
 
 BACKBONES, EMBEDDINGS = "base_vs_reasoning", "base-Emb_vs_reasoning-Emb"
 
@@ -137,3 +151,212 @@ def _compare(
         "pairs": {name: comparison.to_json() for name, comparison in comparisons.items()},
         "realignment": {measure: curve.to_json() for measure, curve in gaps.items()},
     }
+
+
+# ---- two models or files of activations, on the user's texts -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """a, b: model sources, or files of activations (.npy, .safetensors; then no texts are needed).
+
+    texts: a file of lines, or JSON lines with `text_field`; label_field: class of each text, for the probes;
+    breakdown_field: easy/moderate/hard, a domain, ...: a few measures for each of its values. backbones, ceiling: two
+    sources each, of the backbones behind a and b and of two trainings that differ by seed: together they give the
+    realignment index. trajectory: snapshots that are compared with `a`, in order. noise_floor: `a` against itself in
+    bfloat16, other batches and other padding.
+    """
+
+    a: str
+    b: str
+    texts: str | None = None
+    text_field: str = "text"
+    label_field: str | None = None
+    breakdown_field: str | None = None
+    preset: Literal["careful", "paper"] = "careful"
+    attention: Literal["causal", "bidirectional"] | None = None
+    max_texts: int = 64
+    max_tokens: int = 64
+    seed: int = 0
+    noise_floor: bool = False
+    backbones: tuple[str, ...] = ()
+    ceiling: tuple[str, ...] = ()
+    trajectory: tuple[str, ...] = ()
+    keep_activations: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("backbones", "ceiling"):
+            given = getattr(self, name)
+            if len(given) not in (0, 2):
+                raise InputError(f"config.{name} names {len(given)} models: give two, or none")
+        if self.ceiling and not self.backbones:
+            raise InputError("config.ceiling is given without config.backbones: the realignment index needs both")
+        if self.max_texts < 8 or self.max_tokens < 2:
+            raise InputError(
+                f"config: max_texts={self.max_texts}, max_tokens={self.max_tokens}: intervals over texts need at least "
+                "8 texts of 2 tokens"
+            )
+        if self.texts is None and not _are_files(self.a, self.b):
+            raise InputError("config.texts is missing: name a file of texts (lines, or JSON lines)")
+
+
+def run(config: dict[str, Any], path: str, *, command: str) -> int:
+    """Compares two models in the folder `path`: tables on the terminal, figures, results.json; returns the status."""
+    settings = build(CompareConfig, config)
+    with Workdir(path, to_json(settings)) as workdir:
+        log = RunLog(workdir.path)
+        texts = None if settings.texts is None else read_texts(settings)
+        log.line(f"hrsa_jax compare: {settings.a} with {settings.b}, preset {settings.preset}")
+        found = _Comparisons(settings, texts, workdir.path, log)
+        figures = {"comparison": found.main.plot()}
+        results: dict[str, Any] = {
+            "schema": 1,
+            "experiment": "compare",
+            "command": command,
+            "config": workdir.manifest["config"],
+            "versions": workdir.manifest["versions"],
+            "comparison": found.main.to_json(),
+        }
+        log.line(found.main.table())
+        for name, part, figure in found.extras():
+            results[name] = part
+            figures |= {name: figure} if figure is not None else {}
+        for name, figure in figures.items():
+            figure.savefig(workdir.path / f"{name}.svg")
+        write_json(workdir.path / "results.json", results)
+        if not settings.keep_activations:
+            shutil.rmtree(workdir.path / "activations", ignore_errors=True)
+        log.line(f"\nresults {workdir.path / 'results.json'}\nfigures {', '.join(f'{name}.svg' for name in figures)}")
+        log.close()
+    return 0
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """texts, and for each its class and its part of the breakdown (None where the config names no field)."""
+
+    texts: list[str]
+    labels: list[str] | None
+    parts: list[str] | None
+
+
+def read_texts(config: CompareConfig) -> LabelledTexts:
+    """The texts of config.texts; InputError names file and line of whatever is wrong with them."""
+    path = Path(config.texts or "")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config.texts: {path} cannot be read as UTF-8 text ({error}): check the path") from error
+    fields = (config.label_field, config.breakdown_field)
+    if path.suffix not in (".jsonl", ".json"):
+        if any(fields):
+            raise InputError(f"config.texts: {path} holds plain lines, which have no fields: use JSON lines (.jsonl)")
+        texts = [line.strip() for line in lines if line.strip()]
+        return LabelledTexts(texts, None, None)
+    columns: list[list[str]] = [[], [], []]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number} is not valid JSON ({error.msg}): correct or delete the line") from error
+        for column, field in zip(columns, (config.text_field, *fields), strict=True):
+            if field is None:
+                continue
+            value = row.get(field) if isinstance(row, dict) else None
+            if value is None or (field == config.text_field and not (isinstance(value, str) and value.strip())):
+                raise InputError(f"{path}:{number} has no usable field {field!r}: give every line one")
+            column.append(str(value))
+    texts, labels, parts = columns
+    return LabelledTexts(texts, labels if config.label_field else None, parts if config.breakdown_field else None)
+
+
+class _Comparisons:
+    """The main comparison, and what else the config asks for, on the same texts and rows."""
+
+    def __init__(self, config: CompareConfig, texts: LabelledTexts | None, folder: Path, log: RunLog):
+        self.config, self.log, self.store = config, log, folder / "activations"
+        self.texts, self.loaded = texts, {}  # type: ignore[var-annotated]
+        others = (*config.backbones, *config.ceiling, *config.trajectory)
+        self.chosen: list[int] = []
+        self.mask: np.ndarray | None = None
+        if texts is not None:
+            self.chosen = token_texts(len(texts.texts), config.max_texts, config.seed)
+            if others and config.preset == "careful":
+                self.mask = shared_row_mask(*(self.states(s) for s in dict.fromkeys((config.a, config.b, *others))))
+        elif others or config.noise_floor or config.breakdown_field:
+            raise InputError("config.texts is missing: backbones, trajectories, floors and breakdowns run the models")
+        self.main = self.compare(config.a, config.b, labels=None if texts is None else texts.labels)
+
+    def model(self, source: str) -> Any:
+        if source not in self.loaded:
+            self.loaded.clear()  # one model in memory is enough: activations are kept on disk
+            self.loaded[source] = load(source)
+        return self.loaded[source]
+
+    def states(self, source: str) -> TokenStates:
+        """Token states of a source on the chosen texts, from disk if they were computed before."""
+        assert self.texts is not None
+        texts = [self.texts.texts[i] for i in self.chosen]
+        config = self.config
+        return token_states(
+            self.model(source), texts, max_tokens=config.max_tokens, attention=config.attention, store=self.store
+        )
+
+    def compare(self, a: str, b: str, labels: list[str] | None = None) -> Comparison:
+        left, right = (Path(s) if _are_files(s) else load(s) for s in (a, b))
+        return compare_models(
+            left,
+            right,
+            () if self.texts is None else self.texts.texts,
+            labels,
+            self.config.preset,
+            max_texts=self.config.max_texts,
+            max_tokens=self.config.max_tokens,
+            attention=self.config.attention,
+            seed=self.config.seed,
+            row_mask=self.mask,
+            store=self.store,
+            progress=lambda stage: self.log.line(f"  {stage}"),
+        )
+
+    def extras(self) -> Iterator[tuple[str, Any, Any]]:
+        """(name, results.json fragment, figure or None) of everything beyond the main comparison."""
+        config = self.config
+        if config.breakdown_field:
+            assert self.texts is not None
+            assert self.texts.parts is not None
+            parts = [self.texts.parts[i] for i in self.chosen]
+            a, b = self.states(config.a), self.states(config.b)
+            by_label, notes = compare_by_label(a, b, parts, row_mask=self.mask, seed=config.seed)
+            for label, comparison in by_label.items():
+                self.log.line(f"\n{config.breakdown_field} = {label}\n{comparison.table()}")
+            yield "breakdown", {**{k: c.to_json() for k, c in by_label.items()}, "notes": notes}, None
+        if config.noise_floor:
+            assert self.texts is not None
+            texts = [self.texts.texts[i] for i in self.chosen]
+            floor = model_noise_floor(self.model(config.a), texts, max_tokens=config.max_tokens, seed=config.seed)
+            for name, comparison in floor.items():
+                self.log.line(f"\nnoise floor of a: {name}\n{comparison.table()}")
+            yield "noise_floor", {name: comparison.to_json() for name, comparison in floor.items()}, None
+        if config.trajectory:
+            snapshots = {source: self.states(source) for source in config.trajectory}
+            path = trajectory(snapshots, reference=self.states(config.a), seed=config.seed)
+            self.log.line(f"\ntrajectory, mean over layers\n{path.table()}")
+            yield "trajectory", path.to_json(), path.plot()
+        if config.backbones:
+            before = self.compare(config.backbones[0], config.backbones[1])
+            gap = realignment_gap(before, self.main)
+            yield "backbones", before.to_json(), None
+            yield "realignment", {name: curve.to_json() for name, curve in gap.items()}, None
+            if config.ceiling:
+                top = self.compare(config.ceiling[0], config.ceiling[1])
+                index = realignment_index(before, self.main, top)
+                self.log.line("\nrealignment index (1 = as close as two seeds)\n" + Comparison(index, {}).table())
+                yield "seed_ceiling", top.to_json(), None
+                yield "realignment_index", {name: curve.to_json() for name, curve in index.items()}, None
+
+
+def _are_files(*sources: str) -> bool:
+    return all(Path(source).suffix in SUFFIXES for source in sources)

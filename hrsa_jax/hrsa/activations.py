@@ -4,22 +4,29 @@ Token states feed the token-level measures, pooled states the probes. Activation
 vision model) come from `.npy` or safetensors files. L layers, N tokens of all texts together, n texts, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hrsa_jax.embedding.encoder import Encoder
+from hrsa_jax.hrsa.activation_files import SUFFIXES, load_states, save_states, stored_states
 from hrsa_jax.hrsa.analysis import Preset, compare
+from hrsa_jax.hrsa.cka_batches import Pairs, cka_of_batches
 from hrsa_jax.hrsa.results import Comparison
-from hrsa_jax.hrsa.states import TokenStates
+from hrsa_jax.hrsa.states import TokenStates, shared_row_mask
 from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.runtime.errors import InputError
 
 Attention = Literal["causal", "bidirectional"]
-Model = str | Path | Backbone | Encoder | TokenStates
+Dtype = Literal["float32", "bfloat16"]
+Runnable = Backbone | Encoder
+Model = str | Path | Runnable | TokenStates
 TOKENS_PER_BATCH = 4096
+ROW_MULTIPLE = 16  # row lengths are padded to it, so that few shapes are compiled
 PROBE_TEXTS = 100  # with fewer labelled texts left over, the probes share texts with the token measures
 
 __all__ = [
@@ -28,18 +35,39 @@ __all__ = [
     "compare_models",
     "load_states",
     "save_states",
+    "stream_cka",
     "text_states",
+    "token_batches",
     "token_states",
+    "token_texts",
 ]
 
 
-def token_states(
-    model: Backbone | Encoder, texts: Sequence[str], *, max_tokens: int = 64, attention: Attention | None = None
-) -> TokenStates:
-    """Hidden states of every token of the texts, at most `max_tokens` each: states (L+1, N, D) float32.
+class TokenBatch(NamedTuple):
+    """Hidden states of a few texts: states (L+1, N_b, D) of their tokens, and per row the text, token id, position."""
 
-    attention None is the model's own mode. Rows are in text order; texts run in batches of equal shape, sorted
-    by length. Raises InputError for no texts, texts without tokens, or activations that are not finite.
+    states_LND: np.ndarray
+    groups_N: np.ndarray
+    token_ids_N: np.ndarray
+    positions_N: np.ndarray
+
+
+def token_batches(
+    model: Runnable,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 64,
+    attention: Attention | None = None,
+    dtype: Dtype = "float32",
+    batch_tokens: int = TOKENS_PER_BATCH,
+    extra_padding: int = 0,
+) -> Iterator[TokenBatch]:
+    """Hidden states of all tokens, a batch of texts at a time: nothing else is kept.
+
+    Texts run sorted by length, `batch_tokens` token slots a batch, so two models with equal tokens give equal
+    batches. dtype: of the computation; states are float32. extra_padding: more empty slots a row, to see that padding
+    does not matter. Raises InputError for no texts, texts without tokens, or
+    states that are not finite.
     """
     backbone = model.backbone if isinstance(model, Encoder) else model
     mode = attention or model.attention
@@ -47,32 +75,107 @@ def token_states(
     lengths = mask_BT.sum(1)
     if not lengths.all():
         raise InputError(f"Text {int(lengths.argmin())} has no tokens; drop it.")
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    config = backbone.config
-    states = np.empty((config.num_layers + 1, int(lengths.sum()), config.hidden_size), np.float32)
-    batch = max(1, TOKENS_PER_BATCH // ids_BT.shape[1])
+    batch = max(1, batch_tokens // ids_BT.shape[1])
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), batch):
         chosen = order[first : first + batch]
-        longest = int(lengths[chosen].max())
-        fill = ((0, min(batch, len(order)) - len(chosen)), (0, 0))  # rows of padding keep one compiled shape
-        ids, mask = (np.pad(rows[chosen, :longest], fill) for rows in (ids_BT, mask_BT))
-        hidden = backbone.hidden_states(ids, mask, attention=mode)
-        if not np.isfinite(hidden[:, : len(chosen)]).all():
+        width = -(-(int(lengths[chosen].max()) + extra_padding) // ROW_MULTIPLE) * ROW_MULTIPLE
+        spare = min(batch, len(order)) - len(chosen)  # rows of padding keep one compiled shape
+        fill = ((0, spare), (0, max(0, width - ids_BT.shape[1])))
+        ids, mask = (np.pad(rows[chosen, :width], fill) for rows in (ids_BT, mask_BT))
+        places = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+        tokens, segments = np.where(mask, ids, 0).astype(np.int32), mask.astype(np.int32)
+        hidden = np.asarray(_states(backbone.decoder, tokens, segments, places, attention=mode, dtype=dtype))
+        texts_of_rows = np.broadcast_to(np.append(chosen, np.zeros(spare, int))[:, None], ids.shape)
+        states = hidden[:, mask]
+        if not np.isfinite(states).all():
             raise InputError(f"{backbone.source} gives NaN or infinite hidden states; check its weights.")
-        for place, text in enumerate(chosen):
-            length = lengths[text]
-            states[:, starts[text] : starts[text] + length] = hidden[:, place, :length]
-    return TokenStates(
-        states,
-        np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
-        ids_BT[mask_BT].astype(np.int32),
-        np.broadcast_to(np.arange(ids_BT.shape[1]), ids_BT.shape)[mask_BT].astype(np.int32),
+        rows = (texts_of_rows, ids, places)
+        yield TokenBatch(states, *(values[mask].astype(np.int32) for values in rows))
+
+
+@jax.jit(static_argnames=("attention", "dtype"))
+def _states(decoder: Any, tokens_BT: Any, segments_BT: Any, positions_BT: Any, *, attention: str, dtype: str) -> Any:
+    def collect(h_BTD: jax.Array) -> jax.Array:
+        return h_BTD.astype(jnp.float32)
+
+    return decoder(
+        tokens_BT, segments_BT, positions_BT, attention=attention, collect=collect, dtype=jnp.dtype(dtype)
+    ).collected
+
+
+def token_states(
+    model: Runnable,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 64,
+    attention: Attention | None = None,
+    dtype: Dtype = "float32",
+    batch_tokens: int | None = None,
+    extra_padding: int = 0,
+    store: str | Path | None = None,
+) -> TokenStates:
+    """Hidden states of every token of the texts, at most `max_tokens` each: states (L+1, N, D) float32.
+
+    attention None is the model's own mode. Rows are in text order. Other settings: as in `token_batches`.
+    store: a folder that keeps the states; the same model, texts and settings are then never run twice.
+    Raises InputError for no texts, texts without tokens, or activations that are not finite.
+    """
+    size = TOKENS_PER_BATCH if batch_tokens is None else batch_tokens
+    options: dict[str, Any] = {"max_tokens": max_tokens, "dtype": dtype, "attention": attention or model.attention}
+
+    def compute() -> TokenStates:
+        batches = list(token_batches(model, texts, batch_tokens=size, extra_padding=extra_padding, **options))
+        groups, ids, positions = (np.concatenate([getattr(b, f) for b in batches]) for f in TokenBatch._fields[1:])
+        order = np.lexsort((positions, groups))
+        states = np.empty((len(batches[0].states_LND), len(order), batches[0].states_LND.shape[2]), np.float32)
+        place = np.empty(len(order), int)
+        place[order] = np.arange(len(order))
+        start = 0
+        while batches:  # each batch is let go when it has been copied
+            batch = batches.pop(0)
+            states[:, place[start : start + len(batch.groups_N)]] = batch.states_LND
+            start += len(batch.groups_N)
+        return TokenStates(states, groups[order], ids[order], positions[order])
+
+    if store is None:
+        return compute()
+    return stored_states(
+        store, {"model": model.fingerprint, "texts": list(texts), "rows": "tokens", **options}, compute
     )
 
 
+def stream_cka(
+    a: Runnable,
+    b: Runnable,
+    texts: Sequence[str],
+    *,
+    max_tokens: int = 512,
+    debiased: bool = True,
+    pairs: Pairs = "all",
+    attention: Attention | None = None,
+) -> np.ndarray:
+    """Linear CKA of all layer pairs (L, M) over any number of tokens, both models running side by side.
+
+    No activations are kept past the point where sums cost less (see `cka_batches`). Position 0 and rows above 10 x
+    the batch's median norm are left out, in both models alike. Raises InputError when token ids differ.
+    """
+    differs = check_same_tokens(a, b, texts, max_tokens=max_tokens)
+    if differs is not None:
+        raise InputError(f"The models give text {differs} different token ids; compare pooled texts instead.")
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        sides = (token_batches(model, texts, max_tokens=max_tokens, attention=attention) for model in (a, b))
+        for left, right in zip(*sides, strict=True):
+            keep = shared_row_mask(TokenStates(*left), TokenStates(*right))
+            if keep.any():
+                yield left.states_LND[:, keep], right.states_LND[:, keep]
+
+    return np.asarray(cka_of_batches(batches(), debiased=debiased, pairs=pairs))
+
+
 def text_states(
-    model: Backbone | Encoder, texts: Sequence[str], *, prompt: str | None = None, attention: Attention | None = None
+    model: Runnable, texts: Sequence[str], *, prompt: str | None = None, attention: Attention | None = None
 ) -> np.ndarray:
     """Pooled hidden states of every layer, float32 (L+1, n, D): an Encoder's own pooling, a Backbone's mean."""
     if isinstance(model, Encoder) and attention in (None, model.attention):
@@ -82,9 +185,7 @@ def text_states(
     return Encoder(backbone, attention=attention, pooling=pooling).hidden(texts, prompt)
 
 
-def check_same_tokens(
-    a: Backbone | Encoder, b: Backbone | Encoder, texts: Sequence[str], *, max_tokens: int | None = None
-) -> int | None:
+def check_same_tokens(a: Runnable, b: Runnable, texts: Sequence[str], *, max_tokens: int | None = None) -> int | None:
     """The first text whose token IDS differ between the two models; None when all are the same.
 
     Ids are compared and not their number: two tokenizers may cut a text into equally many different pieces.
@@ -97,46 +198,9 @@ def check_same_tokens(
     return None
 
 
-def save_states(states: TokenStates, path: str | Path) -> None:
-    """Write activations as safetensors: tensors states, groups, and token_ids and positions where there are any."""
-    from safetensors.numpy import save_file
-
-    tensors = {
-        "states": states.states_LND,
-        "groups": states.groups_N,
-        "token_ids": states.token_ids_N,
-        "positions": states.positions_N,
-    }
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items() if value is not None}, path)
-
-
-def load_states(path: str | Path) -> TokenStates:
-    """Activations of any model: safetensors as `save_states` writes (`states` suffices), or .npy (L, N, D).
-
-    Without groups every row is a text of its own. Raises InputError naming the file.
-    """
-    file = Path(path)
-    if not file.exists():
-        raise InputError(f"{file} does not exist; give a .npy or .safetensors file of activations.")
-    try:
-        if file.suffix == ".npy":
-            tensors = {"states": np.load(file, allow_pickle=False)}
-        else:
-            from safetensors.numpy import load_file
-
-            tensors = load_file(file)
-        states = np.asarray(tensors["states"], np.float32)
-        groups = tensors.get("groups", np.arange(states.shape[1] if states.ndim == 3 else 0))
-        optional = [tensors.get(name) for name in ("token_ids", "positions")]
-        return TokenStates(states, np.asarray(groups, np.int32), *optional)
-    except KeyError:
-        raise InputError(
-            f"{file} holds no tensor named 'states'; save (layers, rows, width) under that name."
-        ) from None
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{file} cannot be read as activations (layers, rows, width): {error}.") from error
+def token_texts(count: int, max_texts: int, seed: int) -> list[int]:
+    """Which of `count` texts give the tokens: `max_texts` drawn at random, in order (files are often sorted)."""
+    return sorted(int(i) for i in np.random.default_rng(seed).permutation(count)[:max_texts])
 
 
 def compare_models(
@@ -151,6 +215,7 @@ def compare_models(
     attention: Attention | None = None,
     seed: int = 0,
     row_mask: np.ndarray | None = None,
+    store: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Compare two models on texts (`hrsa_jax.compare`).
@@ -162,6 +227,7 @@ def compare_models(
         fewer than 100 would remain.
       preset: "careful" runs each model in its native attention mode; "paper" runs both in a's.
       attention: run both models in this mode instead.
+      store: a folder for token states, as in `token_states`.
       row_mask, seed, progress: as in `analysis.compare`.
 
     Models whose tokenizers differ on these texts are compared by pooled texts. Raises InputError on bad input.
@@ -177,15 +243,15 @@ def compare_models(
         raise InputError(f"There are {len(labels)} labels for {len(texts)} texts; give one label per text.")
     report = progress or (lambda stage: None)
     mode = attention or (left.attention if preset == "paper" else None)
-    order = np.random.default_rng(seed).permutation(len(texts))
-    for_tokens, rest = sorted(order[:max_texts]), sorted(order[max_texts:])
+    for_tokens = token_texts(len(texts), max_texts, seed)
+    rest = sorted(set(range(len(texts))) - set(for_tokens))
     chosen = [texts[i] for i in for_tokens]
     differs = check_same_tokens(left, right, chosen, max_tokens=max_tokens)
     pooled_rows = list(range(len(texts))) if differs is not None or len(rest) < PROBE_TEXTS else rest
     report("activations")
     tokens: list[Any] = [None, None]
     if differs is None:
-        tokens = [token_states(side, chosen, max_tokens=max_tokens, attention=mode) for side in sides]
+        tokens = [token_states(side, chosen, max_tokens=max_tokens, attention=mode, store=store) for side in sides]
     pooled: list[Any] = [None, None]
     if differs is not None or labels is not None:
         pooled = [text_states(side, [texts[i] for i in pooled_rows], attention=mode) for side in sides]
@@ -212,5 +278,5 @@ def compare_models(
 def _resolve(model: Model) -> Any:
     """A Backbone, an Encoder, or stored activations."""
     if isinstance(model, str | Path):
-        return load_states(model) if Path(model).suffix in (".npy", ".safetensors") else load(model)
+        return load_states(model) if Path(model).suffix in SUFFIXES else load(model)
     return model

@@ -1,4 +1,4 @@
-"""Two models on the same texts, all three levels, every layer: `compare`, and the realignment gap of two comparisons.
+"""Two models on the same texts, all three levels, every layer: `compare`.
 
 Presets: `careful` (default) leaves sinks out, debiases over texts and gives intervals and controls; `paper` follows
 the published protocol (tokens as samples incl. position 0, biased CKA, rows as they are in k-NN, no controls).
@@ -15,7 +15,7 @@ from hrsa_jax.hrsa.curves_function import probe_curves
 from hrsa_jax.hrsa.curves_representation import PairRows, correlation_curve, correlation_matrix, procrustes_curves
 from hrsa_jax.hrsa.results import Comparison, Curve
 from hrsa_jax.hrsa.states import TokenStates, check_same_rows, shared_row_mask, unit_rms_rows
-from hrsa_jax.hrsa.uncertainty import half_sample_interval, jackknife_interval, text_codes
+from hrsa_jax.hrsa.uncertainty import text_codes
 
 Preset = Literal["careful", "paper"]
 KS = (5, 10, 50)
@@ -132,7 +132,8 @@ def _token_measures(
     measures, matrices = comparison.measures, comparison.matrices
     x, y = unit_rms_rows(a.states_LND, keep), unit_rms_rows(b.states_LND, keep)
     report("CKA of all layer pairs")
-    matrices.update(geometry.cka_matrices(x, y, codes, careful=careful))
+    found, cka_curves = geometry.cka_of_all_layers(x, y, codes, careful=careful)
+    matrices.update(found)
     equal_widths = a.width == b.width
     if equal_widths:
         report("correlation")
@@ -155,10 +156,7 @@ def _token_measures(
     measures.update(curves)
     comparison.facts.update(facts)
     comparison.notes.extend(notes)
-    report("CKA with intervals")
-    if careful:
-        measures["cka"] = geometry.cka_curve(pair)
-    measures["cka_biased"] = geometry.biased_curve(pair, matrices["cka_matrix_biased"])
+    measures.update(cka_curves)
     _neighbours(comparison, a, b, pair, keep, careful=careful, seed=seed, report=report)
 
 
@@ -240,37 +238,3 @@ def _probes(
 
 def _spread_layers(num_layers: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unique(np.linspace(0, num_layers - 1, count).round()))
-
-
-def realignment_gap(backbones: Comparison, embs: Comparison) -> dict[str, Curve]:
-    """Emb minus backbone for every measure that both comparisons have, on the layers they share.
-
-    Where both carry values on the same subsets of the same texts, the interval is that of the paired difference.
-    """
-    gaps = {}
-    for name, before in backbones.measures.items():
-        after = embs.measures.get(name)
-        layers = tuple(layer for layer in before.layers if after is not None and layer in after.layers)
-        if after is None or not layers:
-            continue
-        here, there = ([curve.layers.index(layer) for layer in layers] for curve in (before, after))
-        value = after.value[there] - before.value[here]
-        paired = (
-            before.replicates is not None
-            and after.replicates is not None
-            and before.resampling == after.resampling
-            and len(before.replicates) == len(after.replicates)
-        )
-        if not paired:
-            gaps[name] = Curve(layers, value, None, "Emb minus backbone; no paired replicates, so no interval")
-            continue
-        assert before.replicates is not None
-        assert after.replicates is not None
-        spread = after.replicates[:, there] - before.replicates[:, here]
-        if before.resampling == "half-samples":
-            interval = half_sample_interval(value, spread)
-        else:
-            interval = jackknife_interval(value, spread)
-        method = f"Emb minus backbone, paired by text ({before.resampling})"
-        gaps[name] = Curve(layers, value, interval, method, spread, 0.0, before.resampling)
-    return gaps

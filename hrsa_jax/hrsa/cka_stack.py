@@ -184,13 +184,13 @@ def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Res
     first, second = np.triu_indices(count)
     pairs = tile_products((xs, ys), (xs, ys), (first, second, np.where(first == second, 1, 2)), tile, weight)
     sums = [jax.lax.map(lambda x: jax.ops.segment_sum(x, labels, texts), s) for s in (xs, ys)]
-    quads = _quads(*(einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums))
+    fours = quads(*(einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums))
     triples = _triples(xs, ys, sums[0], sums[1], labels, f)
-    terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in zip(pairs, quads, triples, strict=True)))
+    terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in zip(pairs, fours, triples, strict=True)))
     return enough_texts(all_pairs(terms), (sizes > 0).sum() >= 4)
 
 
-def _quads(k_LTT: Array, l_MTT: Array) -> Hsics:
+def quads(k_LTT: Array, l_MTT: Array) -> Hsics:
     """Sum of K_st L_uv over four different texts, from text kernels with zero diagonals."""
 
     def term(total: Array, rows: Array, both: Array) -> Array:

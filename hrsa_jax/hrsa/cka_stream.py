@@ -118,13 +118,13 @@ def _update(state: CKAState, x: Array, y: Array, kept: Array) -> CKAState:
     first = (state.high.n == 0) & kept.any()
     pivots, scales, rows = [], [], []
     for array, pivot, scale in ((x, state.pivot_x, state.scale_x), (y, state.pivot_y, state.scale_y)):
-        batch_pivot, batch_scale = _pivot_and_scale(array, kept)
+        batch_pivot, batch_scale = pivot_and_scale(array, kept)
         pivots.append(jnp.where(first, batch_pivot, pivot))
         scales.append(jnp.where(first, batch_scale, scale))
         moved = (array - pivots[-1]) * scales[-1]
         rows.append(jnp.where(kept[:, None], moved, 0.0))
     found = _batch_sums(rows[0], rows[1], kept)
-    sums = jax.tree.map(_two_sum, state.high, found)
+    sums = jax.tree.map(two_sum, state.high, found)
     is_pair = lambda node: isinstance(node, tuple)  # noqa: E731
     high = jax.tree.map(lambda pair: pair[0], sums, is_leaf=is_pair)
     error = jax.tree.map(lambda pair: pair[1], sums, is_leaf=is_pair)
@@ -132,7 +132,7 @@ def _update(state: CKAState, x: Array, y: Array, kept: Array) -> CKAState:
     return CKAState(pivots[0], pivots[1], scales[0], scales[1], high, low)
 
 
-def _pivot_and_scale(x: Array, kept: Array) -> tuple[Array, Array]:
+def pivot_and_scale(x: Array, kept: Array) -> tuple[Array, Array]:
     """The kept rows' mean (a constant column's own value, so that it becomes exact zeros), and 1 / RMS about it."""
     mask = kept[:, None]
     top = jnp.where(mask, x, -jnp.inf).max(0)
@@ -166,31 +166,31 @@ def _batch_sums(x: Array, y: Array, kept: Array) -> CKASums:
     )
 
 
-def _two_sum(total: Array, new: Array) -> tuple[Array, Array]:
+def two_sum(total: Array, new: Array) -> tuple[Array, Array]:
     """total + new as a rounded sum and its exact rounding error (Knuth)."""
     rounded = total + new
     part = rounded - total
     return rounded, (total - (rounded - part)) + (new - part)
 
 
+def pivoted_term(c: Any, left: tuple, right: tuple, u: Any, v: Any, g: Any, n: Any, debiased: bool) -> Term:
+    """HSIC of one pair from C, (sum, mean, sum of squares) of each side, u, v and g, all about the pivot.
+
+    Everything is moved from the pivot to the mean, where nothing large cancels.
+    """
+    (s, m, p_sum), (_, w, q_sum) = left, right
+    cross = ((c - s[:, None] * w[None, :]) ** 2).sum()
+    if not debiased:
+        return biased(cross)
+    mm, ww = m @ m, w @ w
+    g = g - 2 * (w @ v) - 2 * (m @ u) + ww * p_sum + mm * q_sum + 4 * (m @ (c @ w)) - 3 * n * mm * ww
+    return hsic(cross, g, (p_sum - n * mm) * (q_sum - n * ww), n)
+
+
 def _result(sums: CKASums, debiased: bool, eps: float, xp: Any) -> Any:
-    """CKA from the sums, after moving them from the pivot to the mean, where nothing large cancels."""
     n = sums.n
-    mean_x, mean_y = sums.x / n, sums.y / n
-
-    x, y = (sums.x, mean_x, sums.a), (sums.y, mean_y, sums.b)
-
-    def term(c: Any, left: Any, right: Any, u: Any, v: Any, g: Any) -> Term:
-        """HSIC of one pair from C, (sum, mean, sum of squares) of each side, u, v and g, all about the pivot."""
-        (s, m, p_sum), (_, w, q_sum) = left, right
-        cross = ((c - s[:, None] * w[None, :]) ** 2).sum()
-        if not debiased:
-            return biased(cross)
-        mm, ww = m @ m, w @ w
-        g = g - 2 * (w @ v) - 2 * (m @ u) + ww * p_sum + mm * q_sum + 4 * (m @ (c @ w)) - 3 * n * mm * ww
-        return hsic(cross, g, (p_sum - n * mm) * (q_sum - n * ww), n)
-
-    xy = term(sums.xy, x, y, sums.bx, sums.ay, sums.ab)
-    xx = term(sums.xx, x, x, sums.ax, sums.ax, sums.aa)
-    yy = term(sums.yy, y, y, sums.by, sums.by, sums.bb)
+    x, y = (sums.x, sums.x / n, sums.a), (sums.y, sums.y / n, sums.b)
+    xy = pivoted_term(sums.xy, x, y, sums.bx, sums.ay, sums.ab, n, debiased)
+    xx = pivoted_term(sums.xx, x, x, sums.ax, sums.ax, sums.aa, n, debiased)
+    yy = pivoted_term(sums.yy, y, y, sums.by, sums.by, sums.bb, n, debiased)
     return xp.where(n >= (4 if debiased else 2), cka_ratio(xy.value, xx, yy, eps=eps, xp=xp).cka, xp.nan)

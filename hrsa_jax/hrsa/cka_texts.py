@@ -38,7 +38,7 @@ from hrsa_jax.hrsa.inputs import Array, matmul, to_labels, to_pair, unit_rms
 TILE = 512  # rows per Gram tile
 
 
-class _Sums(NamedTuple):
+class TextSums(NamedTuple):
     """What one pair of kernels contributes; rows (n, 5), columns (texts, 6)."""
 
     rows: Array  # per row: k l e, k l (1 - f_i - f_j), k l, triple weighted, triple unweighted
@@ -48,12 +48,17 @@ class _Sums(NamedTuple):
 def _pair_rows(k: Array, m: Array, f_i: Array, f_j: Array, spread: Array) -> Array:
     """Row sums over j in other texts of k l times e(i,j), 1 - f_i - f_j and 1; k and m are masked tiles (t, n)."""
     powers = jnp.stack([jnp.ones_like(f_j), f_j, f_j**2], 1)
-    a0, a1, a2 = matmul(k * m, powers).T
+    return row_terms(matmul(k * m, powers), f_i, spread)
+
+
+def row_terms(powers: Array, f_i: Array, spread: Array) -> Array:
+    """(..., 3) row sums of k l times e(i,j), 1 - f_i - f_j and 1 from those of k l times 1, f_j and f_j^2."""
+    a0, a1, a2 = (powers[..., place] for place in range(3))
     e = (1 - spread - 2 * f_i + 2 * f_i**2) * a0 + (2 * f_i - 2) * a1 + 2 * a2
-    return jnp.stack([e, (1 - f_i) * a0 - a1, a0], 1)
+    return jnp.stack([e, (1 - f_i) * a0 - a1, a0], -1)
 
 
-def _triple_sums(p: Array, q: Array, f_i: Array, f_t: Array) -> tuple[Array, Array]:
+def triple_sums(p: Array, q: Array, f_i: Array, f_t: Array) -> tuple[Array, Array]:
     """Row sums (t, 2) and column sums (texts, 6) of P_it Q_iu over t != u; p and q are masked tiles (t, texts)."""
     ones_and_sizes = jnp.stack([jnp.ones_like(f_t), f_t], 1)
     r, rn = matmul(p, ones_and_sizes).T
@@ -68,7 +73,7 @@ def _triple_sums(p: Array, q: Array, f_i: Array, f_t: Array) -> tuple[Array, Arr
     return jnp.stack([weighted, plain], 1), jnp.concatenate([left, right, middle], 1)
 
 
-def _combine(sums: _Sums, k: Array, m: Array, labels: Array, f: Array, n: int) -> tuple[Term, Term]:
+def combine(sums: TextSums, k: Array, m: Array, labels: Array, f: Array, n: int) -> tuple[Term, Term]:
     """N HSIC / n^2 and its delete-one-text values (texts,) from tile sums and text kernels K, L (texts, texts)."""
     by_text = jax.ops.segment_sum(sums.rows, labels, len(f))
     total = by_text.sum(0)
@@ -119,7 +124,7 @@ def text_cka(x: Array, y: Array, labels: Array, texts: int) -> tuple[Resolved, R
         found = []
         for number, (i, j) in enumerate(pairs):
             pair = _pair_rows(kernels[i], kernels[j], f_i, f[labels], (f**2).sum())
-            triple, column = _triple_sums(to_texts[i], to_texts[j], f_i, f)
+            triple, column = triple_sums(to_texts[i], to_texts[j], f_i, f)
             columns = columns.at[number].add(column)
             found.append(jnp.concatenate([pair, triple], 1))
         return columns, jnp.stack(found)
@@ -128,7 +133,7 @@ def text_cka(x: Array, y: Array, labels: Array, texts: int) -> tuple[Resolved, R
     columns, rows = jax.lax.scan(one_tile, start, (*tiles, row_labels.reshape(-1, tile), row_f.reshape(-1, tile)))
     rows = rows.transpose(1, 0, 2, 3).reshape(len(pairs), padded, 5)[:, :n]
     found = [
-        _combine(_Sums(rows[a], columns[a]), text_kernels[i], text_kernels[j], labels, f, n)
+        combine(TextSums(rows[a], columns[a]), text_kernels[i], text_kernels[j], labels, f, n)
         for a, (i, j) in enumerate(pairs)
     ]
     present = (sizes > 0).sum()

@@ -10,8 +10,7 @@ import numpy as np
 from hrsa_jax.hrsa.curves_representation import PairRows, jackknifed
 from hrsa_jax.hrsa.geometry import (
     cka_jackknife,
-    cka_matrix,
-    cka_permutation_mean,
+    cka_pass,
     knn_chance,
     nearest_neighbors,
     neighbor_overlap,
@@ -32,20 +31,29 @@ def cka_curve(pair: PairRows, *, what: str = "") -> Curve:
     return jackknifed(pair.layers, value, without, f"debiased linear CKA, {OTHER_TEXTS}{what}", 0.0)
 
 
-def cka_matrices(
-    pair_x: np.ndarray, pair_y: np.ndarray, codes_N: np.ndarray, *, careful: bool
-) -> dict[str, np.ndarray]:
-    """cka_matrix_biased and, when careful, cka_matrix (debiased, different texts), of all layer pairs."""
-    matrices = {"cka_matrix_biased": np.asarray(cka_matrix(pair_x, pair_y, debiased=False))}
+def cka_of_all_layers(
+    x_LND: np.ndarray, y_MND: np.ndarray, codes_N: np.ndarray, *, careful: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Curve]]:
+    """Matrices of all layer pairs and, for equal depths, the curves of matching layers, from one pass.
+
+    cka_matrix_biased and cka_biased (with the mean over all row permutations); when careful also cka_matrix and
+    cka: debiased, over different texts, with delete-one-text intervals.
+    """
+    found = cka_pass(x_LND, y_MND, codes_N)
+    matrices = {"cka_matrix_biased": np.asarray(found.biased)}
     if careful:
-        matrices["cka_matrix"] = np.asarray(cka_matrix(pair_x, pair_y, groups=codes_N))
-    return matrices
-
-
-def biased_curve(pair: PairRows, matrix: np.ndarray) -> Curve:
-    """The diagonal of the biased matrix beside the mean over all row permutations."""
-    chance = np.array([float(cka_permutation_mean(x, y)) for x, y in zip(pair.x_LND, pair.y_LND, strict=True)])
-    return Curve(pair.layers, np.diag(matrix).astype(float), None, "biased linear CKA, as published", chance=chance)
+        matrices["cka_matrix"] = np.asarray(found.texts)
+    if found.curve is None:
+        return matrices, {}
+    layers = tuple(range(len(x_LND)))
+    curves = {}
+    if careful:
+        words = f"debiased linear CKA, {OTHER_TEXTS}"
+        curves["cka"] = jackknifed(layers, found.curve, found.without, words, 0.0)
+    diagonal = np.diag(matrices["cka_matrix_biased"]).astype(float)
+    words = "biased linear CKA, as published"
+    curves["cka_biased"] = Curve(layers, diagonal, None, words, chance=np.asarray(found.permutation_mean, np.float64))
+    return matrices, curves
 
 
 def cka_variants(pair: PairRows, layers: tuple[int, ...]) -> dict[str, Curve]:

@@ -1,5 +1,6 @@
 """What a comparison returns: curves over layers with intervals, matrices over layer pairs, and what was refused."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,12 @@ class Comparison:
             axes[3].set(title="CKA of all layer pairs", xlabel="layer of model b", ylabel="layer of model a")
             figure.colorbar(image, ax=axes[3])
         return figure
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows of a comparison: the figure."""
+        picture = io.BytesIO()
+        self.plot().savefig(picture, format="png", dpi=90)
+        return picture.getvalue()
 
     def _draw(self, axis: Any, title: str, names: Sequence[str]) -> None:
         for name in names:

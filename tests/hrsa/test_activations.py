@@ -13,9 +13,13 @@ from hrsa_jax.hrsa.activations import (
     compare_models,
     load_states,
     save_states,
+    stream_cka,
     text_states,
+    token_batches,
     token_states,
 )
+from hrsa_jax.hrsa.floors import model_noise_floor
+from hrsa_jax.hrsa.geometry import cka_matrix
 from hrsa_jax.hrsa.results import Comparison
 from hrsa_jax.hrsa.states import TokenStates
 from hrsa_jax.models.backbone import Backbone
@@ -173,7 +177,7 @@ def test_files_of_activations_are_compared(model, recorded, tmp_path):
     [
         (lambda path: load_states(path / "none.npy"), "does not exist"),
         (lambda path: load_states(write(path / "half.safetensors", b"\x10\x00")), "cannot be read as activations"),
-        (lambda path: load_states(save(path / "flat.npy", np.ones((3, 4)))), "must be .layers, rows, width"),
+        (lambda path: load_states(save(path / "flat.npy", np.ones(4))), "must be .layers, rows, width"),
         (lambda path: load_states(save(path / "nan.npy", np.full((1, 3, 4), np.nan))), "NaN"),
         (lambda path: load_states(save(path / "object.npy", np.array([{}], object))), "cannot be read"),
         (
@@ -206,3 +210,69 @@ def test_the_notebook_call(model):
     assert result.facts["rows_left_out"] >= len(TEXTS)
     assert "correlation" in result.table()
     assert result.measures["cka"].value.shape == (3,)
+
+
+def test_one_layer_of_another_model_is_a_matrix(tmp_path):
+    assert load_states(save(tmp_path / "one.npy", np.ones((3, 4)))).states_LND.shape == (1, 3, 4)
+
+
+def test_the_store_gives_the_same_states_without_the_model(model, tmp_path, monkeypatch):
+    made = token_states(model, TEXTS, store=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    monkeypatch.setattr(activations, "token_batches", None)  # running it again would fail
+    kept = token_states(model, TEXTS, store=tmp_path / "kept")
+    for name in ("states_LND", "groups_N", "token_ids_N", "positions_N"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(made, name))
+    for change in ({"max_tokens": 5}, {"attention": "bidirectional"}, {"dtype": "bfloat16"}):
+        with pytest.raises(TypeError):
+            token_states(model, TEXTS, store=tmp_path / "kept", **change)  # other settings are other states
+    with pytest.raises(TypeError):
+        token_states(build(1), TEXTS, store=tmp_path / "kept")
+
+
+def test_a_damaged_store_is_made_again(model, tmp_path):
+    expected = token_states(model, TEXTS, store=tmp_path)
+    file = next(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    np.testing.assert_array_equal(token_states(model, TEXTS, store=tmp_path).states_LND, expected.states_LND)
+
+
+def test_batches_keep_to_their_budget_and_hold_every_token_once(model):
+    batches = list(token_batches(model, TEXTS, batch_tokens=40))
+    assert len(batches) > 3
+    assert max(len(batch.groups_N) for batch in batches) <= 40
+    rows = sum(len(batch.groups_N) for batch in batches)
+    assert rows == token_states(model, TEXTS).states_LND.shape[1]
+
+
+@pytest.mark.parametrize("pairs", ["all", "matching"])
+def test_streamed_cka_equals_that_of_stored_states(model, monkeypatch, pairs):
+    monkeypatch.setattr(activations, "TOKENS_PER_BATCH", 40)
+    other = build(1)
+    a, b = token_states(model, TEXTS), token_states(other, TEXTS)
+    keep = a.positions_N > 0  # tiny random models have no other sinks
+    expected = np.asarray(cka_matrix(a.states_LND[:, keep], b.states_LND[:, keep]))
+    expected = np.diag(expected) if pairs == "matching" else expected
+    np.testing.assert_allclose(stream_cka(model, other, TEXTS, pairs=pairs), expected, atol=1e-5)
+    with pytest.raises(InputError, match="text 0 different token ids"):
+        stream_cka(model, build(words=[*WORDS[1:], WORDS[0]]), TEXTS)
+
+
+def test_noise_floor_of_a_model(model):
+    floor = model_noise_floor(model, TEXTS)
+    assert list(floor) == ["bfloat16", "one text a batch", "longer padding"]
+    for name in ("one text a batch", "longer padding"):
+        np.testing.assert_allclose(floor[name].measures["cka"].value, 1, atol=1e-4)
+    rounded = floor["bfloat16"].measures
+    assert np.all(rounded["correlation"].value[1:] < 0.99999)
+    assert np.all(rounded["correlation"].value > 0.99)
+
+
+def test_states_are_computed_in_the_precision_that_was_asked(model):
+    full, rounded = token_states(model, TEXTS), token_states(model, TEXTS, dtype="bfloat16")
+    ids, mask = model.tokenize([TEXTS[0]])
+    own = model.hidden_states(ids, mask)[:, 0]
+    rows = full.groups_N == 0
+    assert np.abs(full.states_LND[:, rows] - own).max() < 1e-5
+    assert 1e-4 < np.abs(rounded.states_LND[1:, rows] - own[1:]).max() < 0.1
+    assert rounded.states_LND.dtype == np.float32

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from hrsa_jax.hrsa.analysis import compare, realignment_gap
+from hrsa_jax.hrsa.analysis import compare
 from hrsa_jax.hrsa.controls import random_rotation
 from hrsa_jax.hrsa.curves_representation import PairRows, procrustes_curves
+from hrsa_jax.hrsa.realignment import realignment_gap
 from hrsa_jax.hrsa.results import Comparison, Curve
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask, sink_rows
 from hrsa_jax.runtime.errors import InputError

@@ -1,4 +1,9 @@
-"""The faults of the published code (HRSA.md), one named test each: ours does not have them."""
+"""The faults of the published code (HRSA.md), one named test each: ours does not have them.
+
+Two of them concern how models are run and are tested where tiny models are built (test_activations.py): one attention
+flag for two models (test_each_model_runs_in_its_own_attention_mode), and bf16 whatever dtype was asked
+(test_states_are_computed_in_the_precision_that_was_asked; the kernels here).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +12,7 @@ import pytest
 
 from hrsa_jax.hrsa import geometry
 from hrsa_jax.hrsa import representation as rep
+from hrsa_jax.hrsa.activations import token_texts
 from hrsa_jax.hrsa.controls import planted, random_rotation
 from hrsa_jax.hrsa.curves_representation import correlation_matrix
 from hrsa_jax.hrsa.function import cross_model_probe, group_split
@@ -228,6 +234,14 @@ def test_summaries_of_nothing_are_nan_and_null_never_zero():
     fragment = Comparison({"correlation": Curve((0,), value, None, "r")}, {"correlation_matrix": mean}).to_json()
     assert fragment["correlation"]["value"] == [None]
     assert fragment["correlation_matrix"]["value"] == [[None]]
+
+
+def test_texts_are_drawn_at_random_and_not_the_first_ones():
+    drawn = token_texts(200, 64, seed=0)
+    assert drawn == token_texts(200, 64, seed=0)
+    assert drawn != token_texts(200, 64, seed=1)
+    assert len(set(drawn)) == 64
+    assert max(drawn) > 150  # a sorted file would have given its first label only
 
 
 def test_tokens_are_matched_by_id_and_not_by_count():

@@ -1,5 +1,11 @@
 """Samples sharded over eight simulated devices give the numbers of one device, without gathering the rows."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -81,3 +87,23 @@ def test_too_few_rows_are_nan_and_bad_input_is_refused(mesh):
         ring.sharded_cka_matrix(xs, ys[:, 1:], mesh)
     with pytest.raises(ValueError, match="k is 75"):
         ring.sharded_nearest_neighbors(xs[0], 75, mesh)
+
+
+def test_two_processes_equal_one_device():
+    """Real processes with real collectives (gloo), two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    script = str(Path(__file__).parent / "two_processes.py")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, script, str(port), str(rank)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for run in runs:
+        out, error = run.communicate(timeout=240)
+        assert run.returncode == 0, error[-2000:]
+        assert out.strip().endswith("equal")
