@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-ROOMS = ("encode", "similarity", "train")
+ROOMS = ("encode", "similarity", "comparison", "train")
 
 
 def main() -> int:
