@@ -109,7 +109,7 @@ def open_jsonl(
     path = Path(path)
     name = dataset or path.stem
     places, numbers, line_of_id = array("q"), array("q"), dict[str, int]()
-    for where, number, place, row in _json_rows(path, max_line_bytes):
+    for where, number, place, row in json_rows(path, max_line_bytes):
         if "id" in row:
             key = json.dumps(row["id"])
             if key in line_of_id:
@@ -231,7 +231,7 @@ def _pair_from_columns(
     return _pair_from_row(mapped, where, dataset, instruction)
 
 
-def _json_rows(path: Path, max_line_bytes: int) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
+def json_rows(path: Path, max_line_bytes: int) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
     """Yields (file:line, line number, byte where it begins, object) for the lines of a file that are not blank."""
     try:
         file = path.open("rb")
