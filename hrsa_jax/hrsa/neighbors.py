@@ -1,8 +1,8 @@
 """Exact nearest neighbours and their overlap between two models: does each sample keep its neighbourhood?
 
 Formulas: HRSA.md, "Geometry level". Rows are searched in blocks (block @ x.T, then top-k), so memory is one block of
-scores; several k come from one search, and (L, n, d) stacks run all layers in one program. Rows are used as they are
-given: centre them first when the measure asks for it.
+scores (for few rows all of them: a symmetric matrix costs half); several k come from one search, and (L, n, d) stacks
+run all layers in one program. Rows are used as they are given: centre them first when the measure asks for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hrsa_jax.hrsa.inputs import Array, is_traced, matmul, power_of_two, to_floa
 
 Metric = Literal["cosine", "euclidean"]
 BLOCK = 256  # rows per search block; also the multiple that rows are padded to
+WHOLE_ROWS = 12_288  # up to here all scores of a layer are held at once (600 MB), each pair computed once
 LANES = 16  # the multiple that dimensions are padded to
 
 
@@ -224,13 +225,36 @@ def _search(x: Array, labels: Array, k: int, metric: Metric) -> tuple[Array, Arr
     offsets = jnp.pad(offsets, (0, padding), constant_values=-jnp.inf)
     everyone = jnp.pad(labels, (0, padding), constant_values=-1)
 
+    whole = len(rows) <= WHOLE_ROWS
+    products = _symmetric_products(rows, block) if whole else rows
+
     def one_block(block_rows: tuple[Array, Array]) -> tuple[Array, Array]:
         mine, own = block_rows
-        scores = matmul(mine, rows.T) + offsets
+        scores = (mine if whole else matmul(mine, rows.T)) + offsets
         scores = jnp.where(own[:, None] == everyone, -jnp.inf, scores)
         scores = jnp.where(scores == 0, 0.0, scores)  # top_k ranks -0 below 0
         return jax.lax.top_k(scores, k)
 
-    blocks = rows.reshape(-1, block, rows.shape[1]), everyone.reshape(-1, block)
+    blocks = products.reshape(-1, block, products.shape[1]), everyone.reshape(-1, block)
     scores, indices = jax.lax.map(one_block, blocks)
     return scores.reshape(-1, k)[:n], indices.reshape(-1, k)[:n].astype(jnp.int32)
+
+
+def _symmetric_products(rows: Array, block: int) -> Array:
+    """rows @ rows.T (n, n), each pair of blocks once: half the work of whole rows of blocks.
+
+    All products have one shape, so a pair of rows adds its terms in one order wherever it stands, and equal rows keep
+    bitwise equal scores.
+    """
+    first, second = np.triu_indices(len(rows) // block)
+
+    def one_pair(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        i, j = pair[0] * block, pair[1] * block
+        left, right = (jax.lax.dynamic_slice_in_dim(rows, start, block) for start in (i, j))
+        product = matmul(left, right.T)
+        total = jax.lax.dynamic_update_slice(total, product.T, (j, i))
+        return jax.lax.dynamic_update_slice(total, product, (i, j)), None
+
+    start = jnp.zeros((len(rows), len(rows)), rows.dtype)
+    pairs = jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32)
+    return jax.lax.scan(one_pair, start, pairs)[0]

@@ -13,6 +13,7 @@ import reference as ref
 from jax.sharding import AxisType
 
 from hrsa_jax.hrsa import geometry, ring
+from hrsa_jax.hrsa.cka_batches import _update, layers_init, layers_result, layers_update
 
 DEVICES = 8
 
@@ -60,6 +61,18 @@ def test_streaming_over_sharded_rows_equals_one_device(mesh):
         rows = [ring.shard_rows(z[start : start + 40], mesh, "data") for z in (xs[0], ys[0])]
         state = geometry.cka_update(state, *rows)
     np.testing.assert_allclose(geometry.cka_result(state), ref.linear_cka(xs[0], ys[0]), rtol=1e-5)
+
+
+def test_a_stream_of_all_layers_over_sharded_rows_equals_one_device_by_all_reduces_alone(mesh):
+    xs, ys = stacks(80)
+    state = layers_init(2, 6, 3, 5)
+    for start in (0, 40):
+        rows = [ring.shard_rows(z[:, start : start + 40], mesh, "data") for z in (xs, ys)]
+        text = _update.lower(state, *rows, np.ones(40, bool)).compile().as_text()
+        assert "all-reduce" in text
+        assert not any(other in text for other in ("all-gather", "all-to-all", "collective-permute"))
+        state = layers_update(state, *rows)
+    np.testing.assert_allclose(layers_result(state), geometry.cka_matrix(xs, ys), rtol=1e-5, atol=1e-6)
 
 
 def test_the_programs_move_what_they_should(mesh):
