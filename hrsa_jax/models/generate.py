@@ -1,36 +1,38 @@
-"""Sampling with a static-shape cache: prefill and decoding are one compiled program per (rows, prompt length) bucket.
+"""Sampling: prompts batched by length, rows refilled as they finish, two compiled programs per call.
 
-Decoding is a single `lax.while_loop` that ends when every row has: no round trip to the host per token. Prompts are
-padded on the left, so that all rows write the same slot. Each prompt has its own random stream, so that a sample does
-not depend on which prompts share its batch.
+Decoding is one `lax.while_loop` that returns to the host only when rows can be refilled or stop strings looked for.
+Each prompt has its own random stream, so that a sample depends neither on its batch nor on the order of refills. Equal
+prompts (the groups of GRPO) are run once.
 
-B rows, T prompt tokens, N new tokens, V vocabulary, K stop ids.
+B rows, U different prompts, R rows refilled together, T prompt tokens, N new tokens, V vocabulary, K stop ids.
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from hrsa_jax.models.lora import stacked_linears
+from hrsa_jax.models.cache import Cache, Prepared, decode_step, empty_cache, insert, place, prefill, prepare
+from hrsa_jax.models.choose import choose
+from hrsa_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from hrsa_jax.models.decoder import Decoder
 
-_SMALL, _CHUNK = 32, 128  # prompt lengths are rounded up to these; longer prompts are prefilled CHUNK tokens at a time
+_LOOK_EVERY = 8  # tokens between two looks for stop strings
 
 
 @dataclass(frozen=True)
 class Samples:
     """One completion per prompt, in the prompts' order.
 
-    tokens: ids, the stop id included when one was produced. logps: float32, log p of each of them under the model's
-    own distribution (temperature 1, whole vocabulary). truncated: bool (n,), no stop id within the allowed length.
+    tokens: ids, including the stop id (or the token that completed a stop string) when there was one. logps:
+    float32, log p of each of them under the model's own distribution (temperature 1, whole vocabulary).
+    truncated: bool (n,), neither stop id nor stop string within the allowed length.
     """
 
     tokens: list[list[int]]
@@ -44,6 +46,8 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     eos_ids: Sequence[int],
+    stop_strings: Sequence[str] = (),
+    tokenizer: Any = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -54,49 +58,44 @@ def generate_tokens(
 
     Args:
         decoder: any decoder, with or without adapters.
-        prompt_ids: token ids, at least one each.
+        prompt_ids: token ids, at least one each, without padding (`unpadded` takes it off on either side).
         max_new_tokens: length at which a row is cut off.
         eos_ids: a row ends with the first of these; may be empty.
+        stop_strings: a row also ends with the token that completes one of these; needs the tokenizer.
         temperature: 0 is greedy.
         top_p: samples from the smallest set of most likely tokens that holds this probability (after temperature).
         seed: sample i is a function of (seed, i, prompt i) up to rounding, whatever the batches.
-        batch_size: rows decoded together; prompts are sorted by length first.
+        batch_size: rows decoded together.
         dtype: of the matmul operands and of the cache.
 
     Raises:
         ValueError: an argument out of range, an empty prompt, or one too long for the model's positions.
     """
     _check(decoder, prompt_ids, max_new_tokens, temperature, top_p, batch_size)
+    if stop_strings and (tokenizer is None or "" in stop_strings):
+        raise ValueError(f"stop_strings {list(stop_strings)} need a tokenizer, and none of them may be empty")
     count = len(prompt_ids)
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    logps: list[np.ndarray] = [np.zeros(0, np.float32) for _ in range(count)]
-    truncated = np.zeros(count, bool)
-    stop_K = np.full(_round_up(max(1, len(eos_ids)), 8), -1, np.int32)
+    samples = Samples([[] for _ in range(count)], [np.zeros(0, np.float32)] * count, np.zeros(count, bool))
+    if not count:
+        return samples
+    stop_K = np.full(-(-max(1, len(eos_ids)) // 8) * 8, -1, np.int32)
     stop_K[: len(eos_ids)] = list(eos_ids)
-    order = sorted(range(count), key=lambda i: len(prompt_ids[i]))
-    B = min(batch_size, 1 << (count - 1).bit_length()) if count else 0
-    for start in range(0, count, max(1, B)):
-        rows = order[start : start + B]
-        batch = _left_padded([prompt_ids[i] for i in rows], B)
-        ids_B = np.asarray(rows + [0] * (B - len(rows)), np.int32)
-        out_BN, logp_BN, length_B = _decode(
-            decoder,
-            *_place(decoder, (*batch, ids_B, np.arange(B) >= len(rows))),
-            jax.random.key(seed),
-            stop_K,
-            np.float32(temperature),
-            np.float32(top_p),
-            max_new_tokens=max_new_tokens,
-            greedy=temperature == 0,
-            nucleus=top_p < 1,
-            dtype=jnp.dtype(dtype),
-        )
-        out_BN, logp_BN, length_B = jax.device_get((out_BN, logp_BN, length_B))
-        for row, i in enumerate(rows):
-            length = int(length_B[row])
-            tokens[i], logps[i] = out_BN[row, :length].tolist(), logp_BN[row, :length]
-            truncated[i] = tokens[i][-1] not in stop_K
-    return Samples(tokens, logps, truncated)
+    batch = _Batch(
+        decoder,
+        rows=min(batch_size, 1 << (count - 1).bit_length()),
+        new=max_new_tokens,
+        settings=_Settings(jax.random.key(seed), stop_K, np.float32(temperature), np.float32(top_p)),
+        static={"greedy": temperature == 0, "nucleus": top_p < 1, "dtype": jnp.dtype(dtype)},
+        stop_at=functools.partial(_stop_at, tokenizer, stop_strings) if stop_strings else None,
+    )
+    for length, chosen in _by_length(prompt_ids, batch.rows):
+        batch.run(prompt_ids, chosen, length, samples)
+    return samples
+
+
+def unpadded(tokens_BT: np.ndarray, mask_BT: np.ndarray) -> list[list[int]]:
+    """The prompts of a padded batch (mask False: padding, on the left or on the right)."""
+    return [row[mask].tolist() for row, mask in zip(np.asarray(tokens_BT), np.asarray(mask_BT, bool), strict=True)]
 
 
 def _check(
@@ -111,6 +110,8 @@ def _check(
         raise ValueError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be at least 1")
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature ({temperature}) must be >= 0 and top_p ({top_p}) in (0, 1]")
+    if decoder.head is None and not decoder.config.has_head:
+        raise InputError("this checkpoint has no language-model head (lm_head.weight), so it generates nothing")
     limit = decoder.config.max_position_embeddings
     for i, ids in enumerate(prompt_ids):
         if len(ids) == 0:
@@ -122,130 +123,250 @@ def _check(
             )
 
 
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+def _by_length(prompt_ids: Sequence[Sequence[int]], rows: int) -> Iterator[tuple[int, list[int]]]:
+    """Groups of prompts by padded length, shortest first; what would not fill the rows goes on to the next length."""
+    by_length: dict[int, list[int]] = {}
+    for i in sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i])):
+        by_length.setdefault(_padded_length(len(prompt_ids[i])), []).append(i)
+    waiting: list[int] = []
+    for length, found in by_length.items():
+        waiting += found
+        if len(waiting) >= rows or length == max(by_length):
+            yield length, waiting
+            waiting = []
 
 
-def _left_padded(prompts: list[Sequence[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens_BT int32, first_B int32 slots of padding); the rows that are missing are a lone token 0."""
-    longest = max(len(ids) for ids in prompts)
-    T = _round_up(longest, _SMALL if longest <= _CHUNK else _CHUNK)
-    tokens_BT, first_B = np.zeros((rows, T), np.int32), np.full(rows, T - 1, np.int32)
-    for row, ids in enumerate(prompts):
-        first_B[row] = T - len(ids)
-        tokens_BT[row, first_B[row] :] = ids
-    return tokens_BT, first_B
+def _padded_length(length: int) -> int:
+    """32, 64, 96, 128, 192, 256, 384, ...: few shapes, at most a third of padding beyond 64."""
+    for step in (32 << power for power in range(32)):
+        for padded in (step, 3 * step // 2):
+            if padded >= length and padded % 32 == 0:
+                return padded
+    raise ValueError(f"a prompt of {length} tokens is too long")
 
 
-def _place(decoder: "Decoder", batch: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
-    """Shards the rows over the mesh that the weights live on, if they do."""
-    sharding = decoder.embed[...].sharding
-    if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.Mesh):
-        return batch
-    from hrsa_jax.runtime.mesh import shard_batch
+def _stop_at(tokenizer: Any, stop_strings: Sequence[str], tokens: list[int]) -> int | None:
+    """How many tokens it takes to complete the first stop string, None when there is none."""
 
-    return shard_batch(sharding.mesh, batch)
+    def complete(n: int) -> bool:
+        text = tokenizer.decode(tokens[:n], skip_special_tokens=False)
+        return any(string in text for string in stop_strings)
 
-
-def _operands(decoder: "Decoder", dtype: Any) -> "Decoder":
-    """The decoder with its matrices cast once, instead of at every step of the loop."""
-    decoder = nnx.clone(decoder)
-    for linear in [*stacked_linears(decoder).values(), decoder.head]:
-        if linear is not None:
-            linear.kernel[...] = linear.kernel[...].astype(dtype)
-    return decoder
+    if not complete(len(tokens)):
+        return None
+    low, high = 0, len(tokens)  # a text that holds the string still holds it when it grows
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if complete(middle) else (middle, high)
+    return high
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "greedy", "nucleus", "dtype"))
-def _decode(
+class _Settings(NamedTuple):
+    """What the compiled programs are given besides the rows."""
+
+    key: jax.Array
+    stop_K: np.ndarray
+    temperature: Any
+    top_p: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Rows:
+    """State of B rows: their cache, the token each runs next, how many it has made, its prompt's number, its output."""
+
+    cache: Cache
+    token_B: jax.Array
+    made_B: jax.Array
+    ended_B: jax.Array
+    id_B: jax.Array
+    out_BN: jax.Array
+    logp_BN: jax.Array
+
+
+class _Batch:
+    """B rows that prompts are put into as others finish."""
+
+    def __init__(
+        self,
+        decoder: "Decoder",
+        *,
+        rows: int,
+        new: int,
+        settings: _Settings,
+        static: dict[str, Any],
+        stop_at: Callable[[list[int]], int | None] | None,
+    ):
+        self.decoder, self.rows, self.new, self.settings, self.static = decoder, rows, new, settings, static
+        self.stop_at = stop_at
+        self.prepared = prepare(decoder, dtype=static["dtype"])
+        self.refill = max(1, rows // 4)  # rows that change hands together
+
+    def run(self, prompt_ids: Sequence[Sequence[int]], chosen: list[int], length: int, samples: Samples) -> None:
+        """Completes the chosen prompts, none longer than `length`, and writes them into `samples`."""
+        state = self._empty(length + self.new)
+        free, busy, waiting = list(range(self.rows)), dict[int, int](), list(chosen)  # busy: row -> prompt
+        while waiting or busy:
+            while waiting and free:
+                new, waiting = waiting[: min(self.refill, len(free))], waiting[min(self.refill, len(free)) :]
+                taken, free = free[: len(new)], free[len(new) :]
+                busy.update(zip(taken, new, strict=True))
+                state = self._admit(state, prompt_ids, new, taken, length)
+            state = _advance(
+                self.prepared,
+                state,
+                self.settings,
+                np.int32(self.new if self.stop_at is None else _LOOK_EVERY),
+                np.int32(self.rows - len(busy) + (self.refill if waiting else self.rows)),
+                **self.static,
+            )
+            state = self._collect(state, busy, free, samples)
+
+    def _empty(self, slots: int) -> _Rows:
+        B, N = self.rows, self.new
+        numbers = (np.zeros(B, np.int32), np.zeros(B, np.int32), np.ones(B, bool), np.zeros(B, np.int32))
+        small = place(self.decoder, (*numbers, np.zeros((B, N), np.int32), np.zeros((B, N), np.float32)))
+        return _Rows(empty_cache(self.decoder, B, slots, self.static["dtype"]), *small)
+
+    def _admit(
+        self, state: _Rows, prompt_ids: Sequence[Sequence[int]], new: list[int], rows: list[int], length: int
+    ) -> _Rows:
+        """Prefills the prompts `new` and puts them into `rows`; equal prompts are run once."""
+        different: dict[tuple[int, ...], int] = {}
+        source = [different.setdefault(tuple(prompt_ids[i]), len(different)) for i in new]
+        U = min(self.refill, 1 << (len(different) - 1).bit_length())
+        tokens_UT, length_U = np.zeros((U, length), np.int32), np.ones(U, np.int32)
+        for row, ids in enumerate(different):
+            tokens_UT[row, : len(ids)], length_U[row] = ids, len(ids)
+        left_out = self.refill - len(new)
+        row_R = np.asarray(rows + [self.rows] * left_out, np.int32)
+        source_R, id_R = (np.asarray(values + [0] * left_out, np.int32) for values in (source, new))
+        return _enter(
+            self.decoder,
+            self.prepared,
+            state,
+            (tokens_UT, length_U),
+            (row_R, source_R, id_R),
+            self.settings,
+            **self.static,
+        )
+
+    def _collect(self, state: _Rows, busy: dict[int, int], free: list[int], samples: Samples) -> _Rows:
+        """Takes finished rows out; rows that a stop string has ended are marked as ended."""
+        made_B, ended_B = (np.array(values) for values in jax.device_get((state.made_B, state.ended_B)))
+        if self.stop_at is None and not ended_B[list(busy)].any():
+            return state
+        out_BN, logp_BN = jax.device_get((state.out_BN, state.logp_BN))
+        stopped = False
+        for row, i in list(busy.items()):
+            tokens, cut = out_BN[row, : made_B[row]].tolist(), None
+            if self.stop_at is not None:
+                cut = self.stop_at(tokens)
+            if not ended_B[row] and cut is None:
+                continue
+            tokens = tokens if cut is None else tokens[:cut]
+            samples.tokens[i], samples.logps[i] = tokens, logp_BN[row, : len(tokens)].copy()
+            samples.truncated[i] = cut is None and tokens[-1] not in self.settings.stop_K
+            stopped |= not ended_B[row]
+            ended_B[row] = True
+            free.append(row)
+            del busy[row]
+        if not stopped:
+            return state
+        (marked_B,) = place(self.decoder, (ended_B,))
+        return replace(state, ended_B=marked_B)
+
+
+_STATIC = ("greedy", "nucleus", "dtype")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+def _enter(
     decoder: "Decoder",
-    tokens_BT: jax.Array,
-    first_B: jax.Array,
-    ids_B: jax.Array,
-    ended_B: jax.Array,
-    key: jax.Array,
-    stop_K: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
+    prepared: Prepared,
+    state: _Rows,
+    prompts: tuple[jax.Array, jax.Array],
+    places: tuple[jax.Array, jax.Array, jax.Array],
+    settings: _Settings,
     *,
-    max_new_tokens: int,
     greedy: bool,
     nucleus: bool,
     dtype: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """-> (tokens (B, N) int32, log-probabilities (B, N) float32, lengths (B,) int32)."""
-    decoder = _operands(decoder, dtype)
-    B, T = tokens_BT.shape
-    N = max_new_tokens
-    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(ids_B)
+) -> _Rows:
+    """Prompts (tokens (U, T), lengths (U,)) into (rows, prompts, numbers), (R,) each; their first tokens are chosen."""
+    (tokens_UT, length_U), (row_R, source_R, id_R) = prompts, places
+    last_UD, k_LUTKH, v_LUTKH = prefill(decoder, tokens_UT, length_U, dtype)
+    cache = insert(state.cache, (k_LUTKH, v_LUTKH), length_U[source_R], source_R, row_R)
+    logits_RV = prepared.logits(last_UD, dtype)[source_R]
+    token_R, logp_R = choose(
+        logits_RV,
+        _keys(settings.key, id_R, jnp.zeros_like(id_R)),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        greedy=greedy,
+        nucleus=nucleus,
+    )
 
-    def choose(logits_BV: jax.Array, n: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        if greedy:
-            token_B = jnp.argmax(logits_BV, axis=-1)
-        else:
-            scaled_BV = logits_BV / temperature
-            if nucleus:
-                scaled_BV = keep_top_p(scaled_BV, top_p)
-            noise_BV = jax.vmap(lambda k, row: jax.random.gumbel(jax.random.fold_in(k, n), row.shape))(
-                keys_B, logits_BV
-            )
-            token_B = jnp.argmax(scaled_BV + noise_BV, axis=-1)
-        chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-        return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[row_R].set(new, mode="drop")
 
-    def prefill(carry: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        tokens_BC, start = chunk
-        h_BCD, cache = decoder.extend(tokens_BC, carry[1], jnp.full(B, start), dtype=dtype)
-        return (h_BCD[:, -1:], cache), None
-
-    chunk = min(T, _CHUNK)
-    empty = decoder.init_cache(B, T + N, dtype, first_B=first_B)
-    last_B1D = jnp.zeros((B, 1, decoder.config.hidden_size), jnp.float32)
-    pieces = (tokens_BT.reshape(B, T // chunk, chunk).swapaxes(0, 1), jnp.arange(0, T, chunk))
-    (last_B1D, cache), _ = jax.lax.scan(prefill, (last_B1D, empty), pieces)
-    token_B, logp_B = choose(decoder.logits(last_B1D, dtype=dtype)[:, 0], 0)
-
-    def write(n: Any, token_B: jax.Array, logp_B: jax.Array, state: Any) -> Any:
-        out_BN, logps_BN, length_B, ended_B = state
-        out_BN = out_BN.at[:, n].set(jnp.where(ended_B, 0, token_B))
-        logps_BN = logps_BN.at[:, n].set(jnp.where(ended_B, 0.0, logp_B))
-        length_B = length_B + ~ended_B
-        return out_BN, logps_BN, length_B, ended_B | jnp.isin(token_B, stop_K)
-
-    def unfinished(carry: Any) -> jax.Array:
-        n, _, _, (*_, ended_B) = carry
-        return (n < N) & ~jnp.all(ended_B)
-
-    def advance(carry: Any) -> Any:
-        n, token_B, cache, state = carry
-        h_B1D, cache = decoder.extend(token_B[:, None], cache, jnp.full(B, T + n - 1), dtype=dtype)
-        token_B, logp_B = choose(decoder.logits(h_B1D, dtype=dtype)[:, 0], n)
-        return n + 1, token_B, cache, write(n, token_B, logp_B, state)
-
-    state = (jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), jnp.float32), jnp.zeros(B, jnp.int32), ended_B)
-    carry = (jnp.int32(1), token_B, cache, write(0, token_B, logp_B, state))
-    *_, (out_BN, logps_BN, length_B, _) = jax.lax.while_loop(unfinished, advance, carry)
-    return out_BN, logps_BN, length_B
+    N = state.out_BN.shape[1]
+    return _Rows(
+        cache,
+        put(state.token_B, token_R),
+        put(state.made_B, jnp.ones_like(id_R)),
+        put(state.ended_B, jnp.isin(token_R, settings.stop_K) | (N == 1)),
+        put(state.id_B, id_R),
+        state.out_BN.at[row_R, 0].set(token_R, mode="drop"),
+        state.logp_BN.at[row_R, 0].set(logp_R, mode="drop"),
+    )
 
 
-def keep_top_p(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
-    """Sets to -inf all but the smallest set of most likely tokens that holds probability `top_p`.
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+def _advance(
+    prepared: Prepared,
+    state: _Rows,
+    settings: _Settings,
+    limit: jax.Array,
+    wait: jax.Array,
+    *,
+    greedy: bool,
+    nucleus: bool,
+    dtype: Any,
+) -> _Rows:
+    """Decodes until `limit` tokens a row are made, `wait` rows have ended, or all have."""
+    rows, N = jnp.arange(state.token_B.shape[0]), state.out_BN.shape[1]
 
-    The set's least probability is found by bisection over the bit patterns of positive floats (which are ordered as
-    the floats are): exact after 31 halvings, and much cheaper than sorting the vocabulary. Ties are kept together.
-    """
-    probs_BV = jax.nn.softmax(logits_BV.astype(jnp.float32), axis=-1)
+    def unfinished(carry: tuple[jax.Array, _Rows]) -> jax.Array:
+        ended = carry[1].ended_B.sum()
+        return (carry[0] < limit) & (ended < wait) & (ended < rows.size)
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low_B, high_B = bounds  # mass(>= low) >= top_p > mass(>= high)
-        middle_B = low_B + (high_B - low_B) // 2
-        threshold_B1 = jax.lax.bitcast_convert_type(middle_B, jnp.float32)[:, None]
-        enough_B = jnp.sum(jnp.where(probs_BV >= threshold_B1, probs_BV, 0), axis=-1) >= top_p
-        return jnp.where(enough_B, middle_B, low_B), jnp.where(enough_B, high_B, middle_B)
+    def step(carry: tuple[jax.Array, _Rows]) -> tuple[jax.Array, _Rows]:
+        n, state = carry
+        h_BD, cache = decode_step(prepared, state.token_B, state.cache, ~state.ended_B, dtype)
+        token_B, logp_B = choose(
+            prepared.logits(h_BD, dtype),
+            _keys(settings.key, state.id_B, state.made_B),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            greedy=greedy,
+            nucleus=nucleus,
+        )
+        at_B = jnp.where(state.ended_B, N, state.made_B)  # a row that has ended writes nowhere
+        made_B = jnp.where(state.ended_B, state.made_B, state.made_B + 1)
+        return n + 1, _Rows(
+            cache,
+            token_B,
+            made_B,
+            state.ended_B | jnp.isin(token_B, settings.stop_K) | (made_B >= N),
+            state.id_B,
+            state.out_BN.at[rows, at_B].set(token_B, mode="drop"),
+            state.logp_BN.at[rows, at_B].set(logp_B, mode="drop"),
+        )
 
-    rows = logits_BV.shape[0]
-    above_one = int(np.float32(1.0).view(np.int32)) + 1
-    bounds = (jnp.zeros(rows, jnp.int32), jnp.full(rows, above_one, jnp.int32))
-    low_B, _ = jax.lax.fori_loop(0, 31, halve, bounds)
-    threshold_B1 = jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None]
-    return jnp.where(probs_BV >= threshold_B1, logits_BV, -jnp.inf)
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+
+
+def _keys(key: jax.Array, id_B: jax.Array, made_B: jax.Array) -> jax.Array:
+    """One random key per row: a function of its prompt's number and of how many tokens it has made."""
+    return jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))(id_B, made_B)

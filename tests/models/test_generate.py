@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from hrsa_jax.models import generate
+from hrsa_jax.models.choose import keep_top_p
 from hrsa_jax.models.config import ModelConfig, RopeConfig
 from hrsa_jax.models.decoder import Decoder
-from hrsa_jax.models.generate import generate_tokens, keep_top_p
+from hrsa_jax.models.generate import generate_tokens
 from hrsa_jax.models.lora import TARGETS, LoRAConfig, add_lora, stacked_linears
 
 CONFIG = ModelConfig(
@@ -145,11 +146,11 @@ def test_a_sample_does_not_depend_on_its_batch_and_seeds_differ(decoder):
 def test_calls_of_equal_shape_are_compiled_once(decoder):
     options = {"max_new_tokens": 3, "batch_size": 4, "temperature": 0.7}
     generate_tokens(decoder, _prompts(5, 6, 7, 8), eos_ids=[1], **options)
-    compiled = generate._decode._cache_size()
+    compiled = [program._cache_size() for program in (generate._enter, generate._advance)]
     merged = jax.tree.map(lambda x: x * 1.01, decoder)
     generate_tokens(merged, _prompts(30, 2, 3), eos_ids=[4, 5], seed=9, **(options | {"temperature": 1.1}))
     generate_tokens(decoder, _prompts(30, 2, 3, 4, 5, 6, 7, 8), eos_ids=[], **options)
-    assert generate._decode._cache_size() == compiled
+    assert [program._cache_size() for program in (generate._enter, generate._advance)] == compiled
 
 
 def test_bfloat16_cache_stays_close(decoder):
