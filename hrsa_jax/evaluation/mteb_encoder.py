@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrsa_jax.data.prompts import QUERY_TEMPLATE, query_prompt
+from hrsa_jax.data.tokenize import tokenize_texts
 from hrsa_jax.evaluation.search import Restriction, exact_search
 
 FloatArray = NDArray[np.float32]
@@ -68,6 +69,8 @@ class MTEBEncoder:
         encoder: texts -> float32 (n, d), see TextEncoder.
         instructions: task name -> instruction, before the task's own and the task type's.
         template: how an instruction becomes a prompt (data/prompts.py).
+        prompts: the model's own prompts (Encoder.prompts), chosen by mteb's rule (task and side, task, type and side,
+            type, side) and used as they are, in place of instructions; None: instructions.
         cache_bytes: bound on remembered vectors; the oldest are forgotten first.
     """
 
@@ -78,13 +81,17 @@ class MTEBEncoder:
         *,
         instructions: Mapping[str, str] | None = None,
         template: str = QUERY_TEMPLATE,
+        prompts: Mapping[str, str] | None = None,
         cache_bytes: int = _CACHE_BYTES,
     ):
         self.name = name if "/" in name else f"hrsa_jax/{name}"
         self.encoder = encoder
         self.instructions = dict(instructions or {})
         self.template = template
+        self.prompts = None if prompts is None else dict(prompts)
         self.texts_encoded = 0
+        self.seen = self.cut = 0  # distinct texts asked for, and those cut at the maximum length; run_tasks resets them
+        self._cut_texts: set[int] = set()
         self._cache: OrderedDict[tuple[str, str], FloatArray] = OrderedDict()
         self._cache_bytes, self._cache_limit = 0, cache_bytes
         self._index: tuple[list[str], FloatArray] | None = None
@@ -100,6 +107,8 @@ class MTEBEncoder:
             sorted(self.instructions.items()),
             sorted(TYPE_INSTRUCTIONS.items()),
         ]
+        if self.prompts is not None:
+            facts.append(sorted(self.prompts.items()))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     @property
@@ -120,6 +129,10 @@ class MTEBEncoder:
 
     def prompt(self, task_metadata: Any, prompt_type: Any) -> str:
         """The prompt of a text: empty for documents, otherwise the task's instruction in the template."""
+        if self.prompts is not None:
+            from mteb.models.abs_encoder import get_prompt_name
+
+            return self.prompts.get(get_prompt_name(self.prompts, task_metadata, prompt_type) or "", "")
         kind = getattr(prompt_type, "value", prompt_type)
         if kind == "document":
             return ""
@@ -228,8 +241,11 @@ class MTEBEncoder:
                     f"{' '.join(text.split())[:60]!r}"
                 )
             self.texts_encoded += len(new)
+            self._cut_texts.update(hash((prompt, text)) for text in truncated_texts(self.encoder, new, prompt))
             known.update(zip(new, encoded, strict=True))
             self._remember(prompt, new, encoded)
+        self.seen += len(distinct)
+        self.cut += sum(hash((prompt, text)) in self._cut_texts for text in distinct)
         return np.stack([known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
 
     def _remember(self, prompt: str, texts: Sequence[str], vectors: FloatArray) -> None:
@@ -241,6 +257,19 @@ class MTEBEncoder:
         while self._cache_bytes > self._cache_limit:
             (old_prompt, old_text), vector = self._cache.popitem(last=False)
             self._cache_bytes -= vector.nbytes + len(old_text) + len(old_prompt)
+
+
+def truncated_texts(encoder: TextEncoder, texts: Sequence[str], prompt: str) -> list[str]:
+    """The texts that an encoder with a tokenizer (hrsa_jax.Encoder) cuts at its maximum length."""
+    backbone, longest = getattr(encoder, "backbone", None), encoder.max_length
+    if backbone is None or longest is None:
+        return []
+    room = longest - len(prompt) - 8  # special tokens; plain text has at most a token a character
+    long = [text for text in texts if len(text) > room or not text.isascii()]
+    if not long:
+        return []
+    tokens = tokenize_texts(backbone.tokenizer, long, prompt=prompt, max_length=longest)
+    return [text for text, cut in zip(long, tokens.truncated, strict=True) if cut]
 
 
 def _unit(vectors: Any) -> FloatArray:

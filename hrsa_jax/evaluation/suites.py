@@ -1,28 +1,36 @@
-"""Running a suite of mteb tasks: resumed task by task, failures reported, means that never hide a missing task.
+"""Suites by name: lists of mteb tasks, made anew for every model.
 
-Results lie in mteb's own folder layout (results/<model>/<revision>/<task>.json), so that they can be submitted to the
-leaderboard as they are.
+Data comes from the hub, from its cache, or from a folder that holds copies of the hub's data sets
+(`data_folder/<org>/<name>`); the offline suite needs none of them.
 """
 
 import difflib
-import io
-import json
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
 from hrsa_jax.evaluation.offline_data import Size
 from hrsa_jax.evaluation.offline_tasks import offline_tasks
+from hrsa_jax.evaluation.runner import TaskScore, TasksFn, read_scores, run_tasks
+from hrsa_jax.evaluation.tables import difference_table, means
 from hrsa_jax.runtime.errors import InputError
 
-TasksFn = Callable[[], Iterable[Any]]
+__all__ = [
+    "BENCHMARKS",
+    "LABELS",
+    "OFFLINE",
+    "QA_TASKS",
+    "SUITES",
+    "Suite",
+    "TaskScore",
+    "difference_table",
+    "means",
+    "read_scores",
+    "run_tasks",
+    "suite",
+]
 
 OFFLINE = "offline"
 QA_TASKS = ("NQ", "HotpotQA", "FiQA2018", "NanoNQRetrieval", "NanoHotpotQARetrieval", "NanoFiQA2018Retrieval")
@@ -36,25 +44,6 @@ LABELS = {
     "qa": "general question answering (NQ, HotpotQA, FiQA2018 and their Nano twins)",
 }
 SUITES = (OFFLINE, *BENCHMARKS, "bright_paper", "qa")
-
-
-class Log(Protocol):
-    """The part of runtime/logging.RunLog used here."""
-
-    def line(self, text: str) -> None:
-        """Prints one line."""
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task's result: `score` is the task's main metric, 0-1, None when `error` says why there is none."""
-
-    task: str
-    type: str
-    metric: str
-    score: float | None
-    seconds: float
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +62,16 @@ def suite(
     size: Size = "small",
     seed: int = 0,
     names: Sequence[str] | None = None,
+    data_folder: str | Path | None = None,
 ) -> Suite:
     """A suite by name: one of SUITES, any other benchmark of mteb, or a single mteb task.
 
     Args:
         name: e.g. "offline", "MTEB(eng, v2)", "qa", "SciFact".
         folder: where the offline suite's data sets go (needed for "offline" only).
-        size, seed, names: of the offline suite, see offline_tasks.
+        size, seed: of the offline suite, see offline_tasks.
+        names: only these tasks of the suite; None is all.
+        data_folder: copies of the hub's data sets, as `<org>/<name>` below it; what is not there comes from the hub.
 
     Raises:
         InputError: an unknown name (with the nearest valid one); data that is not on this machine while
@@ -89,7 +81,17 @@ def suite(
         if folder is None:
             raise InputError("the offline suite needs a folder for its data sets")
         return Suite(name, LABELS[name], lambda: offline_tasks(folder, names=names, size=size, seed=seed))
-    make = _hub_tasks(name)
+    everything = _hub_tasks(name)
+    known = [task.metadata.name for task in everything()]
+    for wanted in names or ():
+        if wanted not in known:
+            near = difflib.get_close_matches(wanted, known, 1, 0.4)
+            raise InputError(f"suite {name!r} has no task {wanted!r}{f': did you mean {near[0]!r}?' if near else ''}")
+
+    def make() -> list[Any]:
+        chosen = [task for task in everything() if names is None or task.metadata.name in names]
+        return chosen if data_folder is None else [_localised(task, Path(data_folder)) for task in chosen]
+
     _require_data(name, make())
     return Suite(name, LABELS.get(name, name), make)
 
@@ -129,6 +131,16 @@ def _fresh(tasks: Iterable[Any]) -> list[Any]:
     return copies
 
 
+def _localised(task: Any, data_folder: Path) -> Any:
+    """The task (and the parts of an aggregate) reading its data set from `data_folder` where a copy is there."""
+    for part in _parts(task):
+        dataset = part.metadata.dataset
+        local = data_folder / str(dataset["path"])
+        if local.is_dir():
+            part.metadata = part.metadata.model_copy(update={"dataset": {**dataset, "path": str(local.resolve())}})
+    return task
+
+
 def _require_data(name: str, tasks: Iterable[Any]) -> None:
     """With HF_HUB_OFFLINE=1, one sentence at once instead of a failure per task."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "TRUE", "ON", "YES"):
@@ -144,148 +156,9 @@ def _require_data(name: str, tasks: Iterable[Any]) -> None:
     if missing:
         raise InputError(
             f"suite {name!r} needs {len(missing)} data sets that are not on this machine ({missing[0]!r} first) and "
-            "HF_HUB_OFFLINE=1 forbids fetching them: unset it, or choose the suite 'offline'"
+            "HF_HUB_OFFLINE=1 forbids fetching them: unset it, name a folder of copies, or choose the suite 'offline'"
         )
 
 
 def _parts(task: Any) -> list[Any]:
     return list(getattr(task.metadata, "tasks", None) or [task])
-
-
-def run_tasks(model: MTEBEncoder, tasks_fn: TasksFn, folder: str | Path, *, log: Log | None = None) -> list[TaskScore]:
-    """Evaluates a model on fresh tasks; finished ones are read from `folder`, failed ones reported and passed over.
-
-    Args:
-        model: one name per model and seed.
-        tasks_fn: makes new task objects (Suite.tasks): clustering tasks change when they are used.
-        folder: of mteb's results; may be shared by models and suites.
-        log: gets one line per task.
-
-    Returns:
-        One TaskScore per task, in order; `error` is set where there is no score.
-    """
-    tasks = list(tasks_fn())
-    scores = []
-    for number, task in enumerate(tasks, 1):
-        score = _run_one(model, task, Path(folder))
-        if log is not None:
-            outcome = f"{score.metric} {score.score:.4f}" if score.score is not None else f"failed: {score.error}"
-            log.line(f"  {model.name} {number}/{len(tasks)} {score.task}: {outcome} ({score.seconds:.1f} s)")
-        scores.append(score)
-    return scores
-
-
-def _run_one(model: MTEBEncoder, task: Any, folder: Path) -> TaskScore:
-    import mteb
-    from mteb.cache import ResultCache
-    from threadpoolctl import threadpool_limits
-
-    name, kind, metric = task.metadata.name, str(task.metadata.type), task.metadata.main_score
-    cache = ResultCache(folder)
-    _drop_cut_result(cache.get_task_result_path(name, model.mteb_model_meta))
-    try:
-        with _quiet(), threadpool_limits(limits=getattr(task, "scoring_threads", None)):
-            mteb.evaluate(
-                model,
-                task,
-                cache=cache,
-                overwrite_strategy="only-missing",
-                encode_kwargs={"batch_size": 256, "show_progress_bar": False},
-                show_progress_bar=False,
-                co2_tracker=False,
-            )
-        # always from the file: it holds six decimals, and a resumed run must give the same numbers
-        result = cache.load_task_result(name, model.mteb_model_meta, raise_if_not_found=True)
-        assert result is not None
-        score = float(result.get_score())
-        if not np.isfinite(score):
-            raise FloatingPointError(f"{metric} is {score}")
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        return TaskScore(name, kind, metric, None, 0.0, f"{type(error).__name__}: {first_line}"[:300])
-    return TaskScore(name, kind, metric, score, float(result.evaluation_time or 0.0))
-
-
-def _drop_cut_result(path: Path) -> None:
-    """A result file that a killed process left half written is removed, so that its task runs again."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        path.unlink()
-
-
-@contextmanager
-def _quiet() -> Any:
-    """None of the bars and warnings that mteb and `datasets` write for every task and subset."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def means(scores: Iterable[TaskScore], expected: Sequence[str]) -> dict[str, Any]:
-    """Means over tasks and over task types (each type's own mean counts once), 0-1.
-
-    Args:
-        scores: results of one model.
-        expected: names of all tasks that belong in the mean.
-
-    Returns:
-        {"by_task": mean, "by_type": mean of the types' means, "types": {type: mean}}.
-
-    Raises:
-        InputError: names every task without a score: a mean over the others would be another number.
-    """
-    found = {s.task: s for s in scores if s.score is not None}
-    missing = [name for name in expected if name not in found]
-    if missing or not expected:
-        raise InputError(f"no mean over {len(expected)} tasks: no score for {', '.join(missing) or 'any of them'}")
-    by_type: dict[str, list[float]] = {}
-    for name in expected:
-        score = found[name].score
-        assert score is not None
-        by_type.setdefault(found[name].type, []).append(score)
-    types = {kind: float(np.mean(values)) for kind, values in by_type.items()}
-    return {
-        "by_task": float(np.mean([v for values in by_type.values() for v in values])),
-        "by_type": float(np.mean(list(types.values()))),
-        "types": types,
-    }
-
-
-def difference_table(
-    base: Mapping[int, Sequence[TaskScore]], reasoning: Mapping[int, Sequence[TaskScore]], tasks: Sequence[str]
-) -> np.ndarray:
-    """Differences reasoning - base in points (T, S) for evaluation/statistics, paired by task and seed.
-
-    Args:
-        base, reasoning: seed -> scores of that seed's model; the same seeds.
-        tasks: row order.
-
-    Raises:
-        InputError: seeds that differ, or a missing score (named).
-    """
-    if sorted(base) != sorted(reasoning) or not base:
-        raise InputError(f"base has seeds {sorted(base)} and reasoning {sorted(reasoning)}: they must be the same")
-    columns = []
-    for seed in sorted(base):
-        pair = []
-        for side, scores in (("base", base[seed]), ("reasoning", reasoning[seed])):
-            found = {s.task: s.score for s in scores if s.score is not None}
-            missing = [task for task in tasks if task not in found]
-            if missing:
-                raise InputError(f"{side} with seed {seed} has no score for {', '.join(missing)}")
-            pair.append(np.array([found[task] for task in tasks], np.float64))
-        columns.append(100 * (pair[1] - pair[0]))
-    return np.stack(columns, axis=1)

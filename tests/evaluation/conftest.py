@@ -1,9 +1,13 @@
 """Tiny versions of the offline tasks, shared by the tests that run mteb."""
 
 import dataclasses
+import sys
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))  # tiny.py, a model of a few kilobytes
 
 from hrsa_jax.evaluation import offline_data, offline_tasks
 
