@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-ROOMS = ("encode", "similarity", "comparison", "train")
+ROOMS = ("encode", "similarity", "comparison", "train", "generate", "evaluate")
 
 
 def main() -> int:
