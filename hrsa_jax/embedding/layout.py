@@ -13,6 +13,7 @@ import numpy as np
 
 from hrsa_jax.data.packing import PackedRows, fill_rows, pack
 from hrsa_jax.embedding.recipe import ConversionConfig
+from hrsa_jax.runtime.errors import InputError
 
 _ROW_UNIT = 16  # a chosen row length is a multiple of this,
 _LONGEST_ROW = 256  # at most this (or twice the longest text)
@@ -69,7 +70,16 @@ def lay_out(
 
 
 def round_rows(rows: int, row_length: int, config: ConversionConfig, multiple: int) -> int:
-    """The least number of rows from `rows` on that falls into equal parts, each a multiple of `multiple`."""
+    """The least number of rows from `rows` on that falls into equal parts, each a multiple of `multiple`.
+
+    Raises:
+      InputError: a part of `chunk_tokens` has not room for one row a device.
+    """
+    if config.chunk_tokens is not None and multiple * row_length > config.chunk_tokens:
+        raise InputError(
+            f"chunk_tokens={config.chunk_tokens} has no room for {multiple} rows of {row_length} tokens; raise it to "
+            f"{multiple * row_length} or shorten the texts."
+        )
     rows = _round_up(max(rows, 1), multiple)
     while rows % (config.chunk_count(rows, row_length) * multiple):
         rows += multiple

@@ -70,8 +70,11 @@ class ConversionConfig:
         return max(1, round(self.epochs * steps_per_epoch))
 
     def chunk_count(self, rows: int, row_length: int) -> int:
-        """Parts that an array of `rows` x `row_length` token slots is encoded in."""
-        return self.chunks if self.chunk_tokens is None else max(1, -(-rows * row_length // self.chunk_tokens))
+        """Equal parts that an array of `rows` x `row_length` token slots is encoded in."""
+        if self.chunk_tokens is None:
+            return self.chunks
+        least = max(1, -(-rows * row_length // self.chunk_tokens))
+        return next((count for count in range(least, rows) if rows % count == 0), rows)
 
     @property
     def bucketed(self) -> bool:

@@ -12,7 +12,7 @@ from hrsa_jax.data.packing import PackedRows
 from hrsa_jax.data.prompts import query_prompt
 from hrsa_jax.embedding.batches import ContrastiveBatch, conversion_batches
 from hrsa_jax.embedding.recipe import ConversionConfig
-from hrsa_jax.embedding.step import contrastive_loss_fn
+from hrsa_jax.embedding.step import batch_loss, contrastive_loss_fn
 from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, make_step
@@ -115,9 +115,7 @@ def test_packed_equals_padded(backbone, reference):
     assert_same(expected, loss_and_gradients(backbone.decoder, CONFIG, unpacked(batch, CONFIG.max_segments)))
 
 
-@pytest.mark.parametrize(
-    "chunking", [{"chunks": 2}, {"chunks": 4, "remat": True}, {"chunks": 8}, {"chunk_tokens": 128}]
-)
+@pytest.mark.parametrize("chunking", [{"chunks": 2}, {"chunks": 4, "remat": True}, {"chunks": 8}])
 def test_any_number_of_chunks_gives_the_same(backbone, reference, chunking):
     """Gradients of one global batch, accumulated over its parts, equal those of the batch in one piece."""
     config = dataclasses.replace(CONFIG, **chunking)
@@ -147,7 +145,7 @@ def test_averaged_gradients_of_two_batches_give_the_update_of_their_mean_loss(ba
         return sum(losses) / 2, {}
 
     # plain descent in place of AdamW's signs: its update is the gradient itself
-    rule = OptimConfig(1e-2, b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0, schedule="constant", clip_norm=1e9)
+    rule = OptimConfig(1e6, b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0, schedule="constant", clip_norm=1e9)
     results = []
     for config, fn, inputs in (
         (dataclasses.replace(rule, accumulate=2), loss_fn, batches),
@@ -161,28 +159,36 @@ def test_averaged_gradients_of_two_batches_give_the_update_of_their_mean_loss(ba
     for before, one, other in zip(*map(jax.tree.leaves, (trainable, *results)), strict=True):
         change = np.abs(np.asarray(other - before, np.float64)).max()
         assert change > 0
-        np.testing.assert_allclose(one - before, other - before, rtol=0, atol=1e-5 * change + 4e-8)
+        np.testing.assert_allclose(one - before, other - before, rtol=0, atol=1e-5 * change + 1e-7)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"symmetric": True},
-        {"matryoshka": (8, 32)},
-        {"false_negative_margin": 0.1, "mask_false_negatives": False},
-        {"distillation_weight": 0.5},
-    ],
-)
-def test_every_form_of_the_loss_is_the_same_in_chunks(backbone, build_pairs, changes):
+def test_every_option_of_the_loss_is_the_same_in_chunks(backbone, build_pairs):
     pairs = [
         dataclasses.replace(pair, positive_scores=(0.9, 0.8), negative_scores=(0.3, 0.1)) for pair in build_pairs()
     ]
-    config = dataclasses.replace(CONFIG, **changes)
+    options = {"symmetric": True, "matryoshka": (8, 32), "false_negative_margin": 0.1, "distillation_weight": 0.5}
+    config = dataclasses.replace(CONFIG, **options)
     batch = conversion_batches(pairs, backbone.tokenizer, config, row_multiple=4)[0](0)
     whole = loss_and_gradients(backbone.decoder, config, batch)
-    plain = loss_and_gradients(backbone.decoder, CONFIG, batch._replace(teacher_QK=None))
-    assert whole[0] != pytest.approx(plain[0], rel=1e-4)
+    assert set(whole[1]) >= {"distillation", "gap"}
     assert_same(whole, loss_and_gradients(backbone.decoder, dataclasses.replace(config, chunks=4), batch))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"symmetric": True}, {"matryoshka": (8,)}, {"false_negative_margin": 0.05}, {"distillation_weight": 0.5}],
+)
+def test_every_option_changes_the_loss(backbone, build_pairs, change):
+    pairs = [
+        dataclasses.replace(pair, positive_scores=(0.9, 0.8), negative_scores=(0.3, 0.1)) for pair in build_pairs()
+    ]
+    batch = conversion_batches(pairs, backbone.tokenizer, dataclasses.replace(CONFIG, **change))[0](0)
+    random = np.random.default_rng(0)
+    queries, passages = random.normal(size=(4, 16)), random.normal(size=(12, 16))
+    plain, _ = batch_loss(queries, passages, batch._replace(teacher_QK=None), CONFIG)
+    assert float(batch_loss(queries, passages, batch, dataclasses.replace(CONFIG, **change))[0]) != pytest.approx(
+        float(plain), rel=1e-3
+    )
 
 
 def test_eight_devices_equal_one(build_backbone, build_pairs):

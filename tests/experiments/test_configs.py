@@ -82,6 +82,7 @@ def test_a_config_runs_end_to_end_on_tiny_folders(name, tmp_path):
         assert data["mixed_batches"] > 0
 
 
+@pytest.mark.slow
 def test_the_offline_conversion_runs_on_a_tiny_folder(tmp_path):
     config = load_config("convert_smollm2")
     assert config.pop("experiment") == "convert"

@@ -56,15 +56,15 @@ def run(settings, path):
 
 @pytest.fixture(scope="module")
 def monitored(setting):
-    """Two seeds, scored while they train, snapshots, every weight trained, on a mesh of eight devices."""
+    """Scored while it trains, snapshots, every weight trained, on a mesh of eight devices."""
     monitor = {"every": 3, "tasks": ("OfflineNewsRetrieval",), "max_length": 160, "dtype": "float32", "keep": "best"}
-    settings = config(setting, seeds=(0, 1), monitor=monitor, snapshots=(2,), lora=None)
+    settings = config(setting, seeds=(5,), monitor=monitor, snapshots=(2,), lora=None)
     return setting / "monitored", run(settings, setting / "monitored")
 
 
 def test_scores_curves_snapshots_and_data_are_kept(monitored):
     path, results = monitored
-    assert set(results["training"]) == {"base-Emb-s0", "base-Emb-s1"}
+    assert set(results["training"]) == {"base-Emb-s5"}
     assert set(results["untrained"]["base"]) == {"causal", "bidirectional"}
     for key, training in results["training"].items():
         assert [row["step"] for row in training["evaluation"]] == [3, 6]
@@ -78,7 +78,7 @@ def test_scores_curves_snapshots_and_data_are_kept(monitored):
         early = Encoder(str(folder / "snapshots" / "step2")).encode(["red cat"])
         assert not np.allclose(final, early)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    trained = [row for row in rows if row["stage"] == "convert/base-Emb-s0"]
+    trained = [row for row in rows if row["stage"] == "convert/base-Emb-s5"]
     for name in (
         "loss",
         "grad_norm",
@@ -92,23 +92,8 @@ def test_scores_curves_snapshots_and_data_are_kept(monitored):
     ):
         assert all(np.isfinite(row[name]) for row in trained), name
     assert trained[-1]["learning_rate"] < trained[0]["learning_rate"] == pytest.approx(3e-3)
-    assert list((path / "tensorboard").glob("convert-base-Emb-s0/events*"))
+    assert list((path / "tensorboard").glob("convert-base-Emb-s5/events*"))
     assert "<svg" in (path / "report.html").read_text()
-
-
-def test_the_best_weights_are_exported_when_asked_for(monitored, setting):
-    path, results = monitored
-    monitor = {"every": 3, "tasks": ("OfflineNewsRetrieval",), "max_length": 160, "dtype": "float32"}
-    scored = convert.task_evaluation(convert.MonitorConfig(**monitor), convert.Run(_Folder(path), None))
-    for key, training in results["training"].items():
-        best = max(row["mean"] for row in training["evaluation"])
-        emb = Encoder(str(path / "stages" / "convert" / key / "model"))
-        assert scored(f"again-{key}", emb.backbone, path / "again")["mean"] == pytest.approx(best, abs=1e-6)
-
-
-class _Folder:
-    def __init__(self, path):
-        self.path = path
 
 
 def test_an_a_a_pair_gives_the_same_weights_to_the_bit(setting):
@@ -120,6 +105,7 @@ def test_an_a_a_pair_gives_the_same_weights_to_the_bit(setting):
     assert pairing["base-Emb"] == pairing["reasoning-Emb"]
 
 
+@pytest.mark.slow
 def test_random_weights_are_a_control_of_the_same_shape(setting):
     settings = config(setting)
     settings["backbone"] |= {"reset": True, "seed": 3}
@@ -130,16 +116,6 @@ def test_random_weights_are_a_control_of_the_same_shape(setting):
     }
     assert len(fingerprints) == 2
     assert (setting / "reset" / "stages" / "reset" / "base" / "model" / "config.json").exists()
-
-
-def test_patience_stops_a_run_whose_score_does_not_rise(setting):
-    monitor = {"every": 1, "tasks": ("OfflineNewsRetrieval",), "max_length": 160, "dtype": "float32", "patience": 2}
-    settings = config(setting, monitor=monitor)
-    settings["convert"]["optim"] = {"learning_rate": 1e-12, "warmup_steps": 0}
-    results = run(settings, setting / "patient")
-    training = results["training"]["base-Emb-s0"]
-    assert training["stopped_at"] == 3
-    assert len(training["steps"]) == 3
 
 
 def test_evaluated_texts_are_refused_unless_allowed(setting):
