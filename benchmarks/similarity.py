@@ -56,16 +56,16 @@ def measurements() -> Iterator[Measurement]:
         )
         yield Measurement(f"CKA of all pairs, n = {rows}", *seconds, "torch double loop", goal=goal, clock="cpu")
         timings = in_turns(
-            lambda x=x, y=y: jax.block_until_ready(knn_overlap(x[9] - x[9].mean(0), y[9] - y[9].mean(0), KS)),
-            lambda x=x, y=y: peers.knn(x[9], y[9], KS),
+            lambda x=x, y=y: jax.block_until_ready(knn_overlap(x[-1] - x[-1].mean(0), y[-1] - y[-1].mean(0), KS)),
+            lambda x=x, y=y: peers.knn(x[-1], y[-1], KS),
             repeats=2,
             clock="cpu",
         )
         name = f"k-NN overlap at 5, 10, 50, one layer, n = {rows}"
         yield Measurement(name, *timings[:2], "torch topk + sets", goal=1.5, clock="cpu", spread=timings[2])
         timings = in_turns(
-            lambda x=x, y=y: jax.block_until_ready(orthogonal_procrustes(x[9], y[9]).map),
-            lambda x=x, y=y: peers.procrustes(x[9], y[9]),
+            lambda x=x, y=y: jax.block_until_ready(orthogonal_procrustes(x[-1], y[-1]).map),
+            lambda x=x, y=y: peers.procrustes(x[-1], y[-1]),
             repeats=3,
             clock="cpu",
         )

@@ -28,7 +28,6 @@ from hrsa_jax.hrsa.inputs import (
 )
 
 HOST_SVD_LIMIT = 2048  # up to this width a float64 SVD on the host is both cheap and exact
-HOST_ROWS = 8192  # rows widened to float64 at a time on the host
 QUINTIC = (3.4445, -4.7750, 2.0315)  # lifts every singular value into [0.7, 1.2], small ones by 3.4 a step
 POLISH = (1.875, -1.25, 0.375)  # converges to 1 with order three
 
@@ -109,9 +108,9 @@ def orthogonal_procrustes(x: ArrayLike, y: ArrayLike) -> ProcrustesFit:
     """Fit O = U V' from M = Xc'Yc = U S V' (Schoenemann 1966); O is a partial isometry when p != q.
 
     Args: x (n, p), y (n, q), n >= 2; fit on one half of the texts, score on the other.
-    Outside jit and up to 2,048 dimensions M and its SVD are float64 on the host. Wider, or under jit: fp32
+    Outside jit and up to 2,048 dimensions the SVD of M is float64 on the host. Wider, or under jit: fp32
     Newton-Schulz on the device, checked by |O'O - I|, with the device's SVD where the check fails.
-    The rank counts singular values above the data's own rounding (2 eps of its dtype times the largest one).
+    The rank counts singular values above the rounding of M (4 eps of its dtype times the largest one).
     """
     a, b = to_pair(x, y, minimum=2)
     if is_traced(a, b) or max(a.shape[1], b.shape[1]) > HOST_SVD_LIMIT:
@@ -119,15 +118,13 @@ def orthogonal_procrustes(x: ArrayLike, y: ArrayLike) -> ProcrustesFit:
     return _fit_on_host(a, b)
 
 
-def cross_covariance_float64(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Xc'Yc (p, q) with both column means, all float64 on the host, widening HOST_ROWS rows at a time."""
-    a, b = np.asarray(x), np.asarray(y)
-    mean_x, mean_y = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
-    product = np.zeros((a.shape[1], b.shape[1]))
-    for start in range(0, len(a), HOST_ROWS):
-        rows = slice(start, start + HOST_ROWS)
-        product += (a[rows] - mean_x).T @ (b[rows] - mean_y)
-    return product, mean_x, mean_y
+@jax.jit
+def _centred_product(x: Array, y: Array) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Xc'Yc of power-of-two scaled sides, in their precision; both scales; both means."""
+    scale_x, scale_y = power_of_two(jnp.abs(x).max()), power_of_two(jnp.abs(y).max())
+    mean_x, mean_y = _mean(x * scale_x), _mean(y * scale_y)
+    product = einsum("np,nq->pq", x * scale_x - mean_x, y * scale_y - mean_y)
+    return product, jnp.stack([scale_x, scale_y]), (mean_x / scale_x, mean_y / scale_y)
 
 
 @cache
@@ -136,35 +133,38 @@ def _blas() -> ThreadpoolController:
 
 
 def _fit_on_host(x: Array, y: Array) -> ProcrustesFit:
+    product, scales, (mean_x, mean_y) = _centred_product(x, y)
     # One BLAS thread: a second one mostly spins in an SVD of this size, and ten times as long on a busy machine.
     with _blas().limit(limits=1, user_api="blas"):
-        product, mean_x, mean_y = cross_covariance_float64(x, y)
-        u, values, vt = np.linalg.svd(product, full_matrices=False)
-    rounding = max(2 * float(jnp.finfo(x.dtype).eps), max(product.shape) * np.finfo(np.float64).eps)
-    rank = int((values > rounding * values[0]).sum())
+        u, values, vt = np.linalg.svd(np.asarray(product, np.float64), full_matrices=False)
+        o = u @ vt
+    rank = int((values > _rounding(x) * values[0]).sum())
+    values = values / np.prod(np.asarray(scales, np.float64))
     return ProcrustesFit(
-        map=jnp.asarray(u @ vt, x.dtype),
-        mean_x=jnp.asarray(mean_x, x.dtype),
-        mean_y=jnp.asarray(mean_y, x.dtype),
+        map=jnp.asarray(o, x.dtype),
+        mean_x=mean_x,
+        mean_y=mean_y,
         singular_values=jnp.asarray(values, x.dtype),
         rank=jnp.asarray(rank, jnp.int32),
         identified=jnp.asarray(rank == min(product.shape)),
     )
 
 
+def _rounding(x: Array) -> float:
+    """Below this share of the largest singular value, one is rounding of the data or of the product."""
+    return 4 * float(jnp.finfo(x.dtype).eps)
+
+
 @jax.jit
 def _fit_on_device(x: Array, y: Array) -> ProcrustesFit:
-    scale_x, scale_y = power_of_two(jnp.abs(x).max()), power_of_two(jnp.abs(y).max())
-    mean_x, mean_y = _mean(x * scale_x), _mean(y * scale_y)
-    product = einsum("np,nq->pq", x * scale_x - mean_x, y * scale_y - mean_y)
+    product, scales, (mean_x, mean_y) = _centred_product(x, y)
     values = jnp.linalg.svd(product, compute_uv=False)
-    # the product itself is rounded here, not only the data
-    rank = (values > 4 * jnp.finfo(x.dtype).eps * values[0]).sum()
+    rank = (values > _rounding(x) * values[0]).sum()
     return ProcrustesFit(
         map=polar_factor(product),
-        mean_x=mean_x / scale_x,
-        mean_y=mean_y / scale_y,
-        singular_values=values / scale_x / scale_y,
+        mean_x=mean_x,
+        mean_y=mean_y,
+        singular_values=values / scales[0] / scales[1],
         rank=rank.astype(jnp.int32),
         identified=rank == min(product.shape),
     )
