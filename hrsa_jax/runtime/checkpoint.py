@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._writing: tuple[int, Any] | None = None
-        self._closed = False
+        self._closed = self._failed = False
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
@@ -62,7 +62,7 @@ class Checkpoints:
         return None if newest is None else int(newest.step)
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Starts writing `tree` (device arrays) as `step`; returns before the write ends.
+        """Starts writing `tree` (device arrays) as `step`, in place of an earlier one; returns before the write ends.
 
         Raises:
             InputError: the checkpoint before this one could not be written (or this one, where that shows at once).
@@ -72,7 +72,10 @@ class Checkpoints:
             # Host views of CPU arrays share their memory, and the training step donates it while the write runs.
             tree = jax.tree.map(jax.numpy.copy, tree)
         with self._explained(step):
-            self._writing = step, self._checkpointer.save_pytree_async(step, _flat(tree), force=True)
+            self._writing = (
+                step,
+                self._checkpointer.save_pytree_async(step, _flat(tree), force=True, overwrite=step in self._complete()),
+            )
 
     def restore(self, tree: PyTree, step: int | None = None) -> PyTree:
         """Reads a checkpoint into the structure, shapes, dtypes and shardings of `tree`.
@@ -110,7 +113,9 @@ class Checkpoints:
         try:
             self._finish()
         finally:
-            self._checkpointer.close()
+            # Orbax reports a failed write a second time when it is closed; the first report is the one that explains.
+            with suppress(Exception) if self._failed else nullcontext():
+                self._checkpointer.close()
 
     def wait(self) -> None:
         """Returns when the checkpoint that is being written is complete; errors as in `save`."""
@@ -127,6 +132,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._failed = True
             whole = [number for number in self._complete() if number != step]
             kept = f"the last complete one is step {whole[-1]}" if whole else "there is no earlier one"
             raise InputError(

@@ -186,11 +186,14 @@ def test_out_of_memory_names_the_step_the_batch_and_the_last_checkpoint(tmp_path
     assert np.load(tmp_path / "bad_batch_step8.npz")["['x']"].shape == (9, 3)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     """Real failing writes: the process may not write files beyond a few bytes from step 5 on."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(done, state):
+        while done == 5 and not (tmp_path / "checkpoints" / "3").exists():
+            time.sleep(0.01)
         if done == 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
 
