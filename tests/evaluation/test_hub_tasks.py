@@ -10,6 +10,7 @@ from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.embedding.export import export_sentence_transformers
 from hrsa_jax.evaluation.baselines import HashedBagOfWords
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
+from hrsa_jax.evaluation.offline_tasks import write_data_set
 from hrsa_jax.evaluation.suites import run_tasks, suite
 from hrsa_jax.models.backbone import load
 
@@ -122,3 +123,18 @@ def test_the_share_of_cut_texts_is_reported_and_kept(hub, exported, tmp_path):
     queries = len(hub_folders.TOPICS)  # their instruction alone is longer
     assert first[0].truncated == pytest.approx((cut + queries) / (len(hub_folders.DOCUMENTS) + queries))
     assert "% of the texts cut" in lines[-1]
+
+
+def test_empty_texts_of_real_data_are_vectors_of_zeros_not_failures(exported, tmp_path):
+    configs = hub_folders.retrieval()
+    configs["corpus"]["test"][12]["text"] = ""
+    (tmp_path / "mteb").mkdir()
+    write_data_set(tmp_path / "drafts", configs).rename(tmp_path / "mteb" / "scifact")
+    names = ["SciFact"]
+    scores = {}
+    for allowed in (True, False):
+        encoder = Encoder(str(exported), dtype="float32", allow_empty=allowed)
+        model = MTEBEncoder(f"allowed-{allowed}", encoder)
+        [scores[allowed]] = run_tasks(model, lambda: tasks_of(tmp_path, names), tmp_path / "results")
+    assert scores[True].error is None
+    assert "has no tokens" in scores[False].error

@@ -1,6 +1,7 @@
 """Stock mteb tasks over local rows: deterministic, versioned, with nothing that was trained on."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hrsa_jax.evaluation import offline_data, offline_tasks
 from hrsa_jax.evaluation.baselines import HashedBagOfWords, RandomVectors
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
 from hrsa_jax.evaluation.offline_data import AMOUNTS, BITEXT_CODES, NEWS_CLASSES
-from hrsa_jax.evaluation.offline_registry import OFFLINE_TASKS
+from hrsa_jax.evaluation.offline_registry import ALL_TASKS, OFFLINE_TASKS
 from hrsa_jax.evaluation.offline_tasks import task_texts
 from hrsa_jax.evaluation.suites import run_tasks
 from hrsa_jax.runtime.errors import InputError
@@ -181,3 +182,19 @@ def test_language_codes_are_known_to_mteb():
 
     for code in BITEXT_CODES.values():
         check_language_code(code)
+
+
+# the committed figures
+
+_FIGURES = json.loads((Path(__file__).parents[2] / "benchmarks" / "offline_sanity.json").read_text(encoding="utf-8"))
+
+
+def test_full_size_figures_are_complete_stable_and_in_the_right_order():
+    found = _FIGURES["full"]["tasks"]
+    assert set(found) == set(ALL_TASKS)
+    assert _FIGURES["full"]["seeds"] >= 2
+    for name, row in found.items():
+        assert (row["type"], row["metric"]) == (ALL_TASKS[name].type, ALL_TASKS[name].metric)
+        for label in ("random", "bag-of-words", "all-MiniLM-L6-v2"):
+            assert row[f"{label} spread"] <= 0.03, f"{name}: {label}"
+        assert row["all-MiniLM-L6-v2"] > row["random"] + 0.02, name

@@ -2,15 +2,19 @@
 
 import json
 import socket
+from dataclasses import replace
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 
 from hrsa_jax.evaluation import suites
 from hrsa_jax.evaluation.baselines import HashedBagOfWords
+from hrsa_jax.evaluation.breakdowns import query_ndcg
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
 from hrsa_jax.evaluation.offline_tasks import offline_tasks, task_texts, write_data_set
-from hrsa_jax.evaluation.suites import TaskScore, difference_table, means, run_tasks, suite
+from hrsa_jax.evaluation.runner import prediction_folder
+from hrsa_jax.evaluation.suites import means, read_scores, run_tasks, suite
 from hrsa_jax.runtime.errors import InputError
 
 FOUR = ["OfflineNewsRetrieval", "OfflineNewsClassification", "OfflineNewsClustering", "OfflineNewsPairClassification"]
@@ -128,58 +132,6 @@ def test_exclusions_score_as_a_plain_float64_scorer_does(tmp_path):
     assert masked > plain
 
 
-def test_the_other_text_task_types_run(tmp_path):
-    from mteb.abstasks import AbsTaskMultilabelClassification
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.text.summarization import AbsTaskSummarization
-
-    words = ["sun", "rain", "wind", "snow"]
-    labelled = [
-        {"text": f"{words[i % 4]} and {words[(i // 4) % 4]} today {i}", "label": sorted({i % 4, (i // 4) % 4})}
-        for i in range(48)
-    ]
-    summaries = [
-        {
-            "text": f"long text about {w} and more",
-            "human_summaries": [f"about {w}", f"{w} text"],
-            "machine_summaries": [f"about {w}", "something else", f"{w} and more"],
-            "relevance": [5.0, 1.0, 3.0],
-        }
-        for w in words
-    ]
-    tasks = [
-        local_task(
-            AbsTaskMultilabelClassification,
-            tmp_path / "multi",
-            "Multi",
-            "MultilabelClassification",
-            {"default": {"train": labelled, "test": labelled[::3]}},
-            metric="accuracy",
-        ),
-        local_task(
-            AbsTaskSummarization,
-            tmp_path / "sum",
-            "Sum",
-            "Summarization",
-            {"default": {"test": summaries}},
-            metric="cosine_spearman",
-            fields={"min_score": 0, "max_score": 5},
-        ),
-        local_task(
-            AbsTaskRetrieval,
-            tmp_path / "instruct",
-            "Instruct",
-            "InstructionReranking",
-            retrieval_rows(excluded={}, instructions=True),
-            metric="ndcg_at_5",
-        ),
-    ]
-    scores = run_tasks(MTEBEncoder("m", Bag()), lambda: tasks, tmp_path / "results")
-    assert [s.error for s in scores] == [None, None, None]
-    assert scores[1].score > 0.5
-    assert scores[2].score > 0.9  # the instruction's word names the right document
-
-
 def test_finished_tasks_are_read_and_cut_files_run_again(tiny, tmp_path):
     def run():
         bag = Bag()
@@ -199,6 +151,55 @@ def test_finished_tasks_are_read_and_cut_files_run_again(tiny, tmp_path):
     assert third == first
     assert count == 20  # the clustering documents only
     assert json.loads(path.read_text())["task_name"] == "OfflineNewsClusteringSmall.v1"
+
+
+def test_workers_share_a_suite_by_task_and_anyone_reads_the_whole(tiny, tmp_path):
+    def tasks():
+        return offline_tasks(tiny, names=FOUR)
+
+    names = [task.metadata.name for task in tasks()]
+    model = MTEBEncoder("m", Bag())
+    first = run_tasks(model, tasks, tmp_path, worker=0, workers=2)
+    assert [s.task for s in first] == names[::2]
+    half = read_scores(model, tasks, tmp_path)
+    assert [s.error for s in half] == [None, "not finished", None, "not finished"]
+    with pytest.raises(InputError, match=f"no score for {names[1]}, {names[3]}"):
+        means(half, names)
+    second = run_tasks(MTEBEncoder("m", Bag()), tasks, tmp_path, worker=1, workers=2)
+    assert [s.task for s in second] == names[1::2]
+    whole = read_scores(model, tasks, tmp_path)
+    alone = run_tasks(MTEBEncoder("alone", Bag()), tasks, tmp_path)
+    assert [s.score for s in whole] == [s.score for s in alone]
+    with pytest.raises(InputError, match="worker=2 of workers=2"):
+        run_tasks(model, tasks, tmp_path, worker=2, workers=2)
+
+
+def test_a_subset_that_is_missing_from_a_result_is_not_finished(tiny, tmp_path):
+    def tasks():
+        return offline_tasks(tiny, names=["OfflineDjangoBitextMining"])
+
+    model = MTEBEncoder("m", Bag())
+    [score] = run_tasks(model, tasks, tmp_path)
+    assert len(score.languages) == 4
+    [path] = tmp_path.rglob("OfflineDjangoBitextMiningSmall.v1.json")
+    result = json.loads(path.read_text())
+    result["scores"]["test"].pop()
+    path.write_text(json.dumps(result))
+    assert read_scores(model, tasks, tmp_path)[0].error == "not finished"
+    assert run_tasks(model, tasks, tmp_path) == [replace(score, seconds=ANY)]
+
+
+def test_predictions_give_scores_per_query(tiny, tmp_path):
+    names = FOUR[:1]
+    model = MTEBEncoder("m", Bag())
+    [score] = run_tasks(model, lambda: offline_tasks(tiny, names=names), tmp_path, predictions=True)
+    [path] = prediction_folder(model, tmp_path).glob("*.json")
+    found = json.loads(path.read_text())["default"]["test"]
+    [task] = offline_tasks(tiny, names=names)
+    task.load_data()
+    queries = query_ndcg(found, task.dataset["default"]["test"]["relevant_docs"])
+    assert len(queries) == 6
+    assert np.mean(list(queries.values())) == pytest.approx(score.score, abs=1e-5)
 
 
 def test_names_keep_seeds_apart(tiny, tmp_path):
@@ -252,6 +253,14 @@ def test_unknown_suites_name_the_nearest(name, near):
     assert f"did you mean {near!r}?" in str(caught.value)
 
 
+def test_a_suite_can_be_cut_to_some_of_its_tasks(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    chosen = suite("NanoBEIR", names=["NanoSciFactRetrieval", "NanoFiQA2018Retrieval"]).tasks()
+    assert sorted(t.metadata.name for t in chosen) == ["NanoFiQA2018Retrieval", "NanoSciFactRetrieval"]
+    with pytest.raises(InputError, match="did you mean 'NanoSciFactRetrieval'"):
+        suite("NanoBEIR", names=["NanoScifact"])
+
+
 def test_the_offline_suite_needs_a_folder():
     with pytest.raises(InputError, match="needs a folder"):
         suite("offline")
@@ -264,28 +273,6 @@ def test_data_sets_in_the_hub_cache_are_enough(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "datasets--mteb--scifact").mkdir()
     assert suite("SciFact").tasks()[0].metadata.name == "SciFact"
-
-
-def score(task, kind, value):
-    return TaskScore(task, kind, "m", value, 1.0)
-
-
-def test_means_by_task_and_by_type():
-    scores = [score("a", "STS", 0.2), score("b", "STS", 0.4), score("c", "Retrieval", 0.9), score("x", "STS", 0.0)]
-    found = means(scores, ["a", "b", "c"])
-    assert found["by_task"] == pytest.approx(0.5)
-    assert found["by_type"] == pytest.approx(0.6)
-    assert found["types"] == pytest.approx({"STS": 0.3, "Retrieval": 0.9})
-
-
-def test_difference_table_is_in_points_and_refuses_gaps():
-    base = {s: [score("a", "STS", 0.5), score("b", "STS", 0.1 * s)] for s in (0, 1)}
-    reasoning = {s: [score("b", "STS", 0.1 * s), score("a", "STS", 0.51 + 0.01 * s)] for s in (0, 1)}
-    np.testing.assert_allclose(difference_table(base, reasoning, ["a", "b"]), [[1, 2], [0, 0]], atol=1e-9)
-    with pytest.raises(InputError, match="reasoning with seed 1 has no score for c"):
-        difference_table({1: [score("c", "STS", 0.1)]}, {1: [score("a", "STS", 0.1)]}, ["c"])
-    with pytest.raises(InputError, match="seeds"):
-        difference_table(base, {0: reasoning[0]}, ["a"])
 
 
 def test_every_suite_name_is_one_mteb_or_we_know():
