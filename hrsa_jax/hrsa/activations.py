@@ -157,8 +157,8 @@ def stream_cka(
 ) -> np.ndarray:
     """Linear CKA of all layer pairs (L, M) over any number of tokens, both models running side by side.
 
-    No activations are kept past the point where sums cost less (see `cka_batches`). Position 0 and rows above 10 x
-    the batch's median norm are left out, in both models alike. Raises InputError when token ids differ.
+    No activations are kept past the point where sums cost less (see `cka_batches`). The sinks of each batch, as
+    `sink_rows` finds them there, are left out in both models alike. Raises InputError when token ids differ.
     """
     differs = check_same_tokens(a, b, texts, max_tokens=max_tokens)
     if differs is not None:

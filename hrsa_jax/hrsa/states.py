@@ -12,7 +12,8 @@ import numpy as np
 from hrsa_jax.hrsa.inputs import unit_rms
 from hrsa_jax.runtime.errors import InputError
 
-SINK_FACTOR = 10.0
+SINK_FACTOR = 10.0  # norm, against the layer's median
+SINK_DISTANCE = 4.0  # distance from the middle of the other rows, against its median
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,27 @@ class TokenStates:
 
 
 def sink_rows(states: TokenStates) -> np.ndarray:
-    """Rows (N,) bool that a massive activation dominates: position 0, and a norm above 10 x its layer's median.
+    """Rows (N,) bool that a massive activation dominates; a row counts if any layer says so: all layers share rows.
 
-    A row counts if any layer says so: all layers must share their rows.
+    Three signs: position 0; a norm above 10 x its layer's median; a distance above 4 x the median distance, from the
+    mean of the rows that the first two leave. The third is needed because similarities are of centred rows, and where
+    rows share a long mean, a row may have an ordinary norm and lie far off. Measured on SmolLM2-135M converted to
+    bidirectional attention: layers 3-9 hold 2% of rows at 6-10 x the median norm, with 39% of the variance, which
+    the norm alone keeps; 1% of rows just below 10 x, others in each model, take a planted CKA from 0.92 to 0.07.
+    Ordinary rows end at 1.9 x the median distance, and CKA is the same for any factor from 2 to 6.
     """
-    sinks = np.zeros(states.states_LND.shape[1], bool)
+    always = np.zeros(states.states_LND.shape[1], bool)
     if states.positions_N is not None:
-        sinks |= states.positions_N == 0
+        always |= states.positions_N == 0
+    sinks = always.copy()
     for layer in states.states_LND:
-        norm = np.linalg.norm(layer.astype(np.float64), axis=1)
-        sinks |= norm > SINK_FACTOR * np.median(norm)
+        norm = np.sqrt(np.einsum("nd,nd->n", layer, layer, dtype=np.float64))
+        here = always | (norm > SINK_FACTOR * np.median(norm))
+        if here.all():
+            return here
+        away = layer - layer[~here].mean(0)
+        distance = np.sqrt(np.einsum("nd,nd->n", away, away, dtype=np.float64))
+        sinks |= here | (distance > SINK_DISTANCE * np.median(distance[~here]))
     return sinks
 
 

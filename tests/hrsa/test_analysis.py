@@ -10,6 +10,7 @@ from hrsa_jax.hrsa.controls import random_rotation
 from hrsa_jax.hrsa.curves_representation import PairRows, procrustes_curves
 from hrsa_jax.hrsa.realignment import realignment_gap
 from hrsa_jax.hrsa.results import Comparison, Curve
+from hrsa_jax.hrsa.series import compare_quickly
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask, sink_rows
 from hrsa_jax.runtime.errors import InputError
 
@@ -100,6 +101,27 @@ def test_sink_rows_are_the_union_of_position_zero_and_large_norms():
     other.states_LND[1, 44] *= 100
     assert set(np.flatnonzero(sink_rows(states))) == {37, *range(0, ROWS, TOKENS)}
     assert set(np.flatnonzero(~shared_row_mask(states, other))) == {37, 44, *range(0, ROWS, TOKENS)}
+
+
+def far_rows(seed: int, rows: np.ndarray) -> TokenStates:
+    """All rows share a long mean; `rows` keep an ordinary norm but lie far from the others."""
+    random = np.random.default_rng(0)
+    spread = random.standard_normal((1, ROWS, WIDTH)) + 0.2 * np.random.default_rng(seed).standard_normal((ROWS, WIDTH))
+    spread[..., 0] += 30
+    spread[:, rows, seed] += 30  # at right angles to the mean: 1.4 x the norm, 9 x the distance
+    return TokenStates(spread.astype(np.float32), make().groups_N)
+
+
+def test_sinks_in_the_middle_of_the_norms_are_left_out():
+    rows = {1: np.array([20, 101]), 2: np.array([55, 130])}
+    a, b = far_rows(1, rows[1]), far_rows(2, rows[2])
+    norms = np.linalg.norm(a.states_LND[0], axis=1)
+    assert norms.max() < 2 * np.median(norms)  # no norm gives them away
+    assert set(np.flatnonzero(~shared_row_mask(a, b))) == {20, 101, 55, 130}
+    kept = compare_quickly(a, b).measures["cka"].value[0]
+    everything = compare_quickly(a, b, row_mask=np.ones(ROWS, bool)).measures["cka"].value[0]
+    assert kept > 0.85
+    assert everything < 0.4  # four rows of 180, other ones in each model, hide that the rest agrees
 
 
 def test_a_given_mask_replaces_the_own_one():
