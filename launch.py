@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-EXPERIMENTS = ("study", "convert", "mine", "compare", "evaluate")
+EXPERIMENTS = ("study", "convert", "mine", "compare", "evaluate", "tune", "merge")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override a setting by --config.NAME=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run (local, or gs:// for checkpoints only).")

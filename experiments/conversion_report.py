@@ -10,7 +10,7 @@ from typing import Any
 
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
 
-_PAGE = """<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
 :root {{ {light} }}
@@ -34,7 +34,7 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
     parts.append(f"<details><summary>Settings</summary><pre>{html.escape(settings)}</pre></details>")
     parts.append(f"<p>Repeat it: <code>{html.escape(results['provenance']['command'])}</code></p>")
     light = " ".join(f"--c-{name.lower()}: {colour};" for name, colour in COLOURS.items())
-    page = _PAGE.format(title="Conversion into an embedding model", light=light, body="\n".join(parts))
+    page = PAGE.format(title="Conversion into an embedding model", light=light, body="\n".join(parts))
     path.write_text(page, encoding="utf-8")
 
 

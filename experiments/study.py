@@ -62,7 +62,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         rows, failed = benchmark((base, reasoning), embs, study.benchmark, context)
         hrsa = compare_pairs(_pairs(base, reasoning, embs), study.hrsa, context)
         models = {_report_name(model, study.convert.seeds): model for model in (base, reasoning, *embs)}
-        left_out = tuned_tasks(study.benchmark, study.tune.family if study.tune else None)
+        left_out = tuned_tasks(study.benchmark, ", ".join(study.tune.families) if study.tune else None)
         results = {
             "schema": 1,
             "label": study.label,
@@ -198,7 +198,7 @@ def _timings(workdir: Workdir, seconds: float) -> dict[str, Any]:
 def _banner(study: StudyConfig, workdir: Workdir, log: RunLog) -> None:
     import jax
 
-    made = study.reasoning or (f"the base tuned on worked solutions of {study.tune.family}" if study.tune else "")
+    made = study.reasoning or (f"the base tuned on {', '.join(study.tune.families)}" if study.tune else "")
     devices = jax.devices()
     log.line(f"hrsa_jax study: does {made!r} embed better than {study.base!r}?")
     log.line(f"  workdir  {workdir.path}")

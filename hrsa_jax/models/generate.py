@@ -137,12 +137,9 @@ def _by_length(prompt_ids: Sequence[Sequence[int]], rows: int) -> Iterator[tuple
 
 
 def _padded_length(length: int) -> int:
-    """32, 64, 96, 128, 192, 256, 384, ...: few shapes, at most a third of padding beyond 64."""
-    for step in (32 << power for power in range(32)):
-        for padded in (step, 3 * step // 2):
-            if padded >= length and padded % 32 == 0:
-                return padded
-    raise ValueError(f"a prompt of {length} tokens is too long")
+    """The next multiple of 16, of 32 beyond 128, of 64 beyond 256, ...: few shapes, at most an eighth of padding."""
+    step = max(16, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
 
 
 def _stop_at(tokenizer: Any, stop_strings: Sequence[str], tokens: list[int]) -> int | None:

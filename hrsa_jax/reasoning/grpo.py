@@ -1,27 +1,17 @@
 """Group-relative policy optimisation (GRPO, arXiv 2402.03300; asymmetric clip: DAPO, arXiv 2503.14476).
 
 Letters here: Q questions, G samples of each question (a group), B = Q * G samples, T tokens, M completion tokens.
-The trainer goes through the one loop of runtime/loop.py: its batches are numbers of questions (a pure function of the
-step), and its step samples, scores, and then makes one compiled update. Each rollout is used once, so the policy that
-samples is the policy that is updated and the ratio is exactly one.
+Pure functions and settings; rollout.py samples and scores, policy.py makes the training step.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from hrsa_jax.models.decoder import Decoder
-from hrsa_jax.models.generate import Samples, generate_tokens
-from hrsa_jax.models.lora import has_lora, remove_lora
-from hrsa_jax.reasoning.sft import Array, SolutionBatch, newline_ids, token_logps
-from hrsa_jax.reasoning.tasks import Problem, Style, prompt, score
+from hrsa_jax.reasoning.tasks import Style
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.loop import TrainState, make_step
 
 
 def group_advantages(rewards_QG: jax.Array | np.ndarray, *, scale_by_std: bool = True) -> jax.Array:
@@ -114,212 +104,62 @@ def k3_divergence(logp_BT: jax.Array, ref_logp_BT: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
-    """One update: `questions` x `group` samples.
+class Guard:
+    """When to stop a run that has collapsed, judged on means over the last `window` steps.
 
-    kl_coef needs a reference; style, max_new_tokens, temperature and top_p say how solutions are asked for and
-    sampled; dtype, remat and block are those of SFTConfig.
+    max_kl: nats per token from the reference. reward_share: mean reward below this share of the best window's.
+    max_repetition: share of repeated token trigrams. min_surprisal: nats per sampled token below which groups cannot
+    differ any more; it counts only while less than half of the reward is earned.
+    """
+
+    window: int = 8
+    max_kl: float = 1.0
+    reward_share: float = 0.4
+    max_repetition: float = 0.5
+    min_surprisal: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise InputError(f"GRPO: guard.window={self.window}: give at least one step")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """One step: `questions` x `group` samples, used for `updates` updates.
+
+    clip_low, clip_high, kl_coef, scale_by_std: see `grpo_loss` and `group_advantages`; kl_coef needs a reference.
+    format_reward: added to the reward of a text from which an answer can be read, right or wrong.
+    style, max_new_tokens, temperature, top_p, stop_strings: how solutions are asked for and sampled.
+    sampler_rows: rows decoded together. dtype, remat and block are those of SFTConfig.
     """
 
     questions: int = 8
     group: int = 8
+    updates: int = 1
     max_new_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
+    stop_strings: tuple[str, ...] = ()
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.0
     scale_by_std: bool = True
+    format_reward: float = 0.0
+    guard: Guard = field(default_factory=Guard)
     seed: int = 0
     style: Style = "few_shot"
+    sampler_rows: int = 64
     dtype: str = "bfloat16"
     remat: bool = True
     block: int = 128
 
     def __post_init__(self) -> None:
-        if self.group < 2 or self.questions < 1:
+        if self.group < 2 or self.questions < 1 or self.updates < 1:
             raise InputError(
-                f"GRPO: questions={self.questions}, group={self.group}: an advantage needs a group of at least two "
-                "samples and a step at least one question"
+                f"GRPO: questions={self.questions}, group={self.group}, updates={self.updates}: an advantage needs a "
+                "group of at least two samples, a step at least one question and one update"
             )
         if self.temperature <= 0:
             raise InputError(f"GRPO: temperature={self.temperature}: greedy samples of a group are all equal; raise it")
-
-
-class Rollout(NamedTuple):
-    """Scored samples (a pytree), one per row of `solution`; M completion tokens, padded as its weights say.
-
-    sampler_logp_BM float32; ref_logp_BM float32 or None without a reference; advantage_B, reward_B, truncated_B
-    float32; mixed_groups: share of groups whose rewards differ.
-    """
-
-    solution: SolutionBatch
-    sampler_logp_BM: Array
-    ref_logp_BM: Array | None
-    advantage_B: Array
-    reward_B: Array
-    truncated_B: Array
-    mixed_groups: Array
-
-
-def rollout_rows(prompts: Sequence[Sequence[int]], samples: Samples, prompt_length: int, new: int) -> SolutionBatch:
-    """Prompt and completion of each sample in a row of its own, (B, prompt_length + new), completions scored."""
-    B, T = len(prompts), prompt_length + new
-    tokens_BT, segments_BT = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
-    index_BM, target_BM = np.zeros((B, new), np.int32), np.zeros((B, new), np.int32)
-    weight_BM = np.zeros((B, new), np.float32)
-    for row, (asked, completion) in enumerate(zip(prompts, samples.tokens, strict=True)):
-        P, M = len(asked), len(completion)
-        tokens_BT[row, : P + M] = [*asked, *completion]
-        segments_BT[row, : P + M] = 1
-        index_BM[row, :M] = np.arange(P - 1, P + M - 1)
-        target_BM[row, :M] = completion
-        weight_BM[row, :M] = 1.0
-    positions_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    return SolutionBatch(tokens_BT, segments_BT, positions_BT, index_BM, target_BM, weight_BM)
-
-
-def grpo_loss_fn(graphdef: Any, config: GRPOConfig) -> Callable[[Any, Any, Rollout], tuple[jax.Array, dict[str, Any]]]:
-    """loss_fn(trainable, frozen, rollout) -> (GRPO loss, metrics)."""
-
-    def loss_fn(trainable: Any, frozen: Any, rollout: Rollout) -> tuple[jax.Array, dict[str, Any]]:
-        decoder = nnx.merge(graphdef, trainable, frozen)
-        weight_BM = rollout.solution.weight_RM
-        logp_BM = token_logps(decoder, rollout.solution, jnp.dtype(config.dtype), config.remat, config.block)
-        loss = grpo_loss(
-            logp_BM,
-            jax.lax.stop_gradient(logp_BM),
-            rollout.ref_logp_BM,
-            rollout.advantage_B,
-            weight_BM > 0,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            kl_coef=config.kl_coef,
-        )
-
-        def mean(values_BM: jax.Array) -> jax.Array:
-            return jnp.sum(values_BM * weight_BM) / jnp.sum(weight_BM)
-
-        metrics = {
-            "reward": jnp.mean(rollout.reward_B),
-            "length": jnp.mean(jnp.sum(weight_BM, axis=1)),
-            "truncated": jnp.mean(rollout.truncated_B),
-            "mixed_groups": rollout.mixed_groups,
-            "surprisal": -mean(logp_BM),  # of sampled tokens: an unbiased estimate of the entropy at temperature 1
-            "sampler_mismatch": mean(jnp.abs(logp_BM - rollout.sampler_logp_BM)),
-        }
-        if rollout.ref_logp_BM is not None:
-            metrics["kl"] = mean(k3_divergence(logp_BM, rollout.ref_logp_BM))
-        return loss, metrics
-
-    return loss_fn
-
-
-_logps = jax.jit(token_logps, static_argnames=("dtype", "remat", "block"))
-
-
-class Sampler:
-    """Samples groups of solutions for numbered problems and scores them."""
-
-    def __init__(
-        self,
-        config: GRPOConfig,
-        problems: Sequence[Problem],
-        tokenizer: Any,
-        reward: Callable[[Problem, str], float],
-    ):
-        self.config, self.problems, self.tokenizer, self.reward = config, problems, tokenizer, reward
-        texts = [prompt(problem, config.style, tokenizer=tokenizer) for problem in problems]
-        self.prompts = [tokenizer(text, add_special_tokens=config.style != "chat")["input_ids"] for text in texts]
-        self.prompt_length = -(-max(map(len, self.prompts)) // 32) * 32
-        stops = {tokenizer.eos_token_id} | (newline_ids(tokenizer) if config.style == "few_shot" else set())
-        self.stops = sorted(stops - {None})
-
-    def rollout(self, policy: Decoder, reference: Decoder | None, chosen_Q: np.ndarray, seed: int) -> Rollout:
-        """Groups of samples for the chosen problems; a function of the weights, the problems and the seed."""
-        config = self.config
-        rows = np.repeat(chosen_Q, config.group)
-        prompts = [self.prompts[i] for i in rows]
-        dtype = jnp.dtype(config.dtype)
-        samples = generate_tokens(
-            policy,
-            prompts,
-            max_new_tokens=config.max_new_tokens,
-            eos_ids=self.stops,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=seed,
-            batch_size=len(rows),
-            dtype=dtype,
-        )
-        solution = rollout_rows(prompts, samples, self.prompt_length, config.max_new_tokens)
-        sampler_logp_BM = np.zeros(solution.weight_RM.shape, np.float32)
-        for row, logps in enumerate(samples.logps):
-            sampler_logp_BM[row, : len(logps)] = logps
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in samples.tokens]
-        scored = [self.reward(self.problems[i], text) for i, text in zip(rows, texts, strict=True)]
-        reward_B = np.asarray(scored, np.float32)
-        reward_QG = reward_B.reshape(-1, config.group)
-        ref_logp_BM = None
-        if reference is not None:
-            ref_logp_BM = _logps(reference, solution, dtype=dtype, remat=False, block=config.block)
-        return Rollout(
-            solution,
-            sampler_logp_BM,
-            ref_logp_BM,
-            np.asarray(group_advantages(reward_QG, scale_by_std=config.scale_by_std)).reshape(-1),
-            reward_B,
-            samples.truncated.astype(np.float32),
-            np.float32(np.mean(reward_QG.max(1) > reward_QG.min(1))),
-        )
-
-
-def grpo_step(
-    graphdef: Any,
-    config: GRPOConfig,
-    optimizer: Any,
-    problems: Sequence[Problem],
-    tokenizer: Any,
-    *,
-    reference: Decoder | None = None,
-    reward: Callable[[Problem, str], float] = score,
-) -> tuple[Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]], Callable[[int], np.ndarray]]:
-    """The step and the batches that `runtime.loop.train` takes.
-
-    Args:
-        graphdef: from `split_trainable`.
-        config: sampling and loss.
-        optimizer: from `make_optimizer`.
-        problems: training questions.
-        tokenizer: of the model.
-        reference: for the KL term and its curve; with adapters it is the policy without them and need not be given.
-        reward: (problem, completion text) -> [0, 1].
-
-    Returns:
-        (step(state, question numbers) -> (state, metrics), batch_at(step) -> question numbers (Q,)).
-
-    Raises:
-        InputError: fewer problems than questions in a step, or a KL term without a reference.
-    """
-    if len(problems) < config.questions:
-        raise InputError(f"GRPO: {len(problems)} problems for {config.questions} questions a step: give more problems")
-    sampler = Sampler(config, problems, tokenizer, reward)
-    update = make_step(grpo_loss_fn(graphdef, config), optimizer)
-
-    def step(state: TrainState, chosen_Q: Any) -> tuple[TrainState, dict[str, Any]]:
-        policy = nnx.merge(graphdef, state.trainable, state.frozen)
-        base = reference
-        if base is None and has_lora(policy):
-            base = remove_lora(policy)
-        if base is None and config.kl_coef:
-            raise InputError(f"GRPO: kl_coef={config.kl_coef} needs a reference: give one, or tune adapters")
-        # sampling depends on the seed and the step only, so that a resumed run draws the same samples
-        seed = int(np.random.default_rng([config.seed, int(state.step)]).integers(2**31))
-        return update(state, sampler.rollout(policy, base, np.asarray(chosen_Q), seed))
-
-    def batch_at(number: int) -> np.ndarray:
-        epoch, index = divmod(number, len(problems) // config.questions)
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(problems))
-        return order[index * config.questions : (index + 1) * config.questions]
-
-    return step, batch_at
+        if self.format_reward < 0:
+            raise InputError(f"GRPO: format_reward={self.format_reward}: give 0 or more")

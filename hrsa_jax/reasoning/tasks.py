@@ -1,25 +1,17 @@
 """Verifiable problems from reasoning-gym: generated questions, worked solutions, exact scorers.
 
-Importing reasoning_gym as a whole needs packages without wheels (pycosat wants a C compiler), so its
-generator modules are imported under a stand-in for the package that runs none of `reasoning_gym/__init__.py`.
-
 Splits. A question belongs to the held-out side for ever when the SHA-256 of its text says so (one in three),
 whatever the seed, the number of draws or the order: no training set can contain a held-out question. Families
 built from templates (gsm_symbolic) also withhold every sixth template from training, for the "unseen" split.
 """
 
-import contextlib
 import functools
-import hashlib
-import importlib
-import importlib.util
-import re
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hrsa_jax.data.reasoning_gym_loader import SEED_SPAN, is_held_out, reasoning_gym_dataset
+from hrsa_jax.reasoning.answers import equal_answers, final_answer, is_number, marked_answer
 from hrsa_jax.runtime.errors import InputError
 
 Split = Literal["train", "held_out", "unseen"]
@@ -39,19 +31,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "number_sequence": ("cognition", {}),
     "simple_geometry": ("geometry", {}),
 }
-_SPAN = 1_000_000  # item i of a reasoning-gym set is drawn from Random(seed + i): our seeds are this far apart
-_HELD_OUT_OF = 3
 _UNSEEN_OF = 6
 _SHOTS_SEED = -1  # no caller's seed: the worked examples of few-shot prompts are drawn apart
-_import_lock = threading.Lock()
-
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_MARKED = (
-    re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL),
-    re.compile(r"####\s*([^\n]+)"),
-    re.compile(r"\\boxed\{([^{}]*)\}"),
-    re.compile(r"(?i:the (?:final )?answer is):?\s*([^\n]+)"),
-)
 
 
 @dataclass(frozen=True)
@@ -70,44 +51,16 @@ class Problem:
     template: int | None = None
 
 
-@contextlib.contextmanager
-def _stand_in_package() -> Iterator[None]:
-    """Puts an unexecuted `reasoning_gym` into sys.modules, unless the real one is already imported."""
-    with _import_lock:
-        if "reasoning_gym" in sys.modules:
-            yield
-            return
-        spec = importlib.util.find_spec("reasoning_gym")
-        if spec is None:
-            raise InputError("the package reasoning-gym is not installed: pip install reasoning-gym")
-        sys.modules["reasoning_gym"] = importlib.util.module_from_spec(spec)
-        try:
-            yield
-        finally:
-            # taken away again, so that a later `import reasoning_gym` gets the real package
-            del sys.modules["reasoning_gym"]
-
-
-@functools.cache
-def _factory(family: str) -> Any:
-    """The `create_dataset` function of reasoning-gym, with the family's generator registered."""
+def _category(family: str) -> tuple[str, dict[str, Any]]:
     if family not in FAMILIES:
         raise InputError(f"unknown task family {family!r}: choose one of {', '.join(sorted(FAMILIES))}")
-    with _stand_in_package():
-        importlib.import_module(f"reasoning_gym.{FAMILIES[family][0]}")
-        if family == "gsm_symbolic":  # imported on first use by reasoning-gym; here, while the stand-in is there
-            for name in ("generators_00_49", "generators_50_99"):
-                importlib.import_module(f"reasoning_gym.arithmetic.gsm_symbolic.{name}")
-        return importlib.import_module("reasoning_gym.factory").create_dataset
+    return FAMILIES[family]
 
 
 @functools.cache
 def _scorer(family: str) -> Any:
-    return _factory(family)(family, seed=0, size=1, **FAMILIES[family][1]).score_answer
-
-
-def _is_held_out(question: str) -> bool:
-    return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % _HELD_OUT_OF == 0
+    category, options = _category(family)
+    return reasoning_gym_dataset(category, family, seed=0, size=1, **options).score_answer
 
 
 def _is_unseen(template: int | None) -> bool:
@@ -135,8 +88,9 @@ def make_problems(family: str, n: int, *, seed: int, split: Split = "train") -> 
 
 
 def _draw(family: str, n: int, seed: int, split: Split) -> list[Problem]:
-    draws = min(60 * n + 4_000, _SPAN)
-    dataset = _factory(family)(family, seed=(seed + 1) * _SPAN, size=draws, **FAMILIES[family][1])
+    draws = min(60 * n + 4_000, SEED_SPAN)
+    category, options = _category(family)
+    dataset = reasoning_gym_dataset(category, family, seed=seed, size=draws, **options)
     templates: Sequence[int] | None = getattr(dataset, "task_indices", None)
     if split == "unseen" and templates is None:
         raise InputError(f"the family {family} has no templates, so there is no unseen split: use held_out")
@@ -148,7 +102,7 @@ def _draw(family: str, n: int, seed: int, split: Split) -> list[Problem]:
             continue
         entry = dataset[i]
         question = entry["question"]
-        if question in questions or (split != "unseen" and _is_held_out(question) != (split == "held_out")):
+        if question in questions or (split != "unseen" and is_held_out(question) != (split == "held_out")):
             continue
         questions.add(question)
         solution = entry["metadata"].get("answer_cot") or entry["answer"]
@@ -171,40 +125,18 @@ def check_disjoint(train: Sequence[Problem], held_out: Sequence[Problem]) -> Non
             )
 
 
-def _is_number(text: str) -> bool:
-    return _NUMBER.fullmatch(text.strip()) is not None
-
-
-def final_answer(text: str, *, numeric: bool) -> str | None:
-    """The answer that a text ends with: the last marked one, else its last number or the whole text.
-
-    Markers: `<answer>..</answer>`, `#### ..`, `\\boxed{..}`, `the answer is ..`. Nothing is ever executed.
-    """
-    found: str | None = None
-    for pattern in _MARKED:
-        matches = pattern.findall(text)
-        if matches:
-            found = matches[-1]
-            break
-    if not numeric:
-        return (text if found is None else found).strip() or None
-    numbers = _NUMBER.findall(text if found is None else found)
-    if not numbers:
-        return None
-    # after a marker the answer comes first ("#### 12 apples in 3 bags"), in running text it comes last
-    return (numbers[-1] if found is None else numbers[0]).rstrip(",")
-
-
 def score(problem: Problem, text: str) -> float:
-    """Reward of a generated text, in [0, 1], by the family's own scorer.
+    """Reward of a generated text, in [0, 1]: by the family's own scorer, elsewhere by equality of the answers.
 
     Numeric answers count as 1 or 0: reasoning-gym's scorers give part credit for any number at all, or for a
     text that contains the right digits ("14" for 4), which rewards form and invites hacking.
     """
-    numeric = _is_number(problem.answer)
+    numeric = is_number(problem.answer)
     answer = final_answer(text, numeric=numeric)
     if answer is None:
         return 0.0
+    if problem.family not in FAMILIES:
+        return 1.0 if equal_answers(problem.answer, answer) else 0.0
     value = float(_scorer(problem.family)(answer, problem.entry))
     if numeric:
         return 1.0 if value >= 1.0 else 0.0
@@ -213,9 +145,9 @@ def score(problem: Problem, text: str) -> float:
 
 def well_formed(problem: Problem, text: str) -> bool:
     """True when an answer can be read from the text, behind a marker if the worked solution has one."""
-    if "####" in problem.solution and not any(pattern.search(text) for pattern in _MARKED):
+    if marked_answer(problem.solution) is not None and marked_answer(text) is None:
         return False
-    return final_answer(text, numeric=_is_number(problem.answer)) is not None
+    return final_answer(text, numeric=is_number(problem.answer)) is not None
 
 
 @functools.lru_cache(maxsize=64)
@@ -238,6 +170,8 @@ def prompt(problem: Problem, style: Style = "question", *, tokenizer: Any = None
     if style == "question":
         return f"Question: {problem.question}\nSolution:\n"
     if style == "few_shot":
+        if problem.family not in FAMILIES:
+            raise InputError(f"prompt style 'few_shot' needs a generated family, not {problem.family}: use question")
         shots = [shot for shot in _shots(problem.family) if shot.question != problem.question][:3]
         solved = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in shots)
         return f"{solved}Question: {problem.question}\nAnswer:"

