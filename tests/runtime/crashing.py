@@ -15,7 +15,6 @@ from hrsa_jax.models.lora import split_trainable
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, make_step, train
 
-STEPS = 40
 MODEL = {
     "model_type": "llama",
     "vocab_size": 64,
@@ -28,7 +27,7 @@ MODEL = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
 }
-CONFIG = ConversionConfig(steps=STEPS, batch_size=4, max_segments=8, chunks=2, dtype="float32", layout="packed")
+CONFIG = ConversionConfig(steps=1, batch_size=4, max_segments=8, chunks=2, dtype="float32", layout="packed")
 
 
 def batch_at(step: int) -> ContrastiveBatch:
@@ -49,18 +48,18 @@ def batch_at(step: int) -> ContrastiveBatch:
     )
 
 
-def train_to_end(folder: str) -> None:
+def train_to_end(folder: str, steps: int) -> None:
     """Trains, or continues, and writes the final state to `<folder>/final.npz`."""
     decoder = Decoder(ModelConfig.from_hf(MODEL), seed=0)
     graphdef, trainable, frozen = split_trainable(decoder, lora=False)
-    optimizer = make_optimizer(OptimConfig(learning_rate=1e-2, warmup_steps=4), STEPS)
+    optimizer = make_optimizer(OptimConfig(learning_rate=1e-2, warmup_steps=4), steps)
     path = Path(folder)
     with (path / "log.txt").open("a") as stream:
         state = train(
             init_state(trainable, frozen, optimizer),
             make_step(contrastive_loss_fn(graphdef, CONFIG), optimizer),
             batch_at,
-            steps=STEPS,
+            steps=steps,
             directory=path,
             checkpoint_every=1,
             log=RunLog(path, stream=stream),

@@ -17,18 +17,9 @@ def processes():
     return context
 
 
-@pytest.fixture(scope="module")
-def whole(processes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    child = start(processes, folder)
-    child.join(300)
-    assert child.exitcode == 0
-    return folder
-
-
-def start(processes, folder):
+def start(processes, folder, steps):
     folder.mkdir(exist_ok=True)
-    child = processes.Process(target=crashing.train_to_end, args=(str(folder),))
+    child = processes.Process(target=crashing.train_to_end, args=(str(folder), steps))
     child.start()
     return child
 
@@ -38,12 +29,12 @@ def steps_logged(folder):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def kill(processes, folder, *, inside_save, delay):
+def kill(processes, folder, steps, *, inside_save, delay):
     """Starts the run and kills it: at the first sight of a half-written checkpoint, or `delay` seconds after a step.
 
     Returns whether the kill came before the run's end.
     """
-    child = start(processes, folder)
+    child = start(processes, folder, steps)
     before, deadline = steps_logged(folder), time.monotonic() + 120
     while child.is_alive() and time.monotonic() < deadline:
         if inside_save and any("tmp" in path.name for path in (folder / "checkpoints").glob("*")):
@@ -56,7 +47,7 @@ def kill(processes, folder, *, inside_save, delay):
     return child.exitcode == -9
 
 
-def check_equal(folder, whole):
+def check_equal(folder, whole, steps):
     with np.load(folder / "final.npz") as mine, np.load(whole / "final.npz") as theirs:
         assert mine.files == theirs.files
         for name in mine.files:
@@ -66,29 +57,33 @@ def check_equal(folder, whole):
         for path in (folder, whole)
     ]
     assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == list(range(crashing.STEPS))
+    assert [step for step, _ in losses[0]] == list(range(steps))
 
 
-def finish(processes, folder):
-    child = start(processes, folder)
+def finish(processes, folder, steps):
+    child = start(processes, folder, steps)
     child.join(300)
     assert child.exitcode == 0, (folder / "log.txt").read_text()
 
 
-def test_killed_once_between_and_once_inside_a_save(processes, whole, tmp_path):
-    assert kill(processes, tmp_path, inside_save=False, delay=0.03)
-    assert kill(processes, tmp_path, inside_save=True, delay=0.0)
-    finish(processes, tmp_path)
-    check_equal(tmp_path, whole)
+def test_killed_once_between_and_once_inside_a_save(processes, tmp_path):
+    steps = 16
+    finish(processes, tmp_path / "whole", steps)
+    assert kill(processes, tmp_path / "cut", steps, inside_save=False, delay=0.03)
+    assert kill(processes, tmp_path / "cut", steps, inside_save=True, delay=0.0)
+    finish(processes, tmp_path / "cut", steps)
+    check_equal(tmp_path / "cut", tmp_path / "whole", steps)
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments(processes, whole, tmp_path):
+def test_killed_at_ten_random_moments(processes, tmp_path):
     """Half of the kills aim at a save; the others come 0 to 0.2 seconds after a step."""
-    random = np.random.default_rng()  # other moments each time, on purpose
+    steps, random = 80, np.random.default_rng()  # other moments each time, on purpose
+    finish(processes, tmp_path / "whole", steps)
     hits = [
-        kill(processes, tmp_path, inside_save=number % 2 == 0, delay=random.uniform(0, 0.2)) for number in range(10)
+        kill(processes, tmp_path / "cut", steps, inside_save=number % 2 == 0, delay=random.uniform(0, 0.2))
+        for number in range(10)
     ]
     assert all(hits), f"{hits.count(False)} kills came after the run's end: make it longer"
-    finish(processes, tmp_path)
-    check_equal(tmp_path, whole)
+    finish(processes, tmp_path / "cut", steps)
+    check_equal(tmp_path / "cut", tmp_path / "whole", steps)
