@@ -25,10 +25,10 @@ def get_config() -> config_dict.ConfigDict:
                 "seeds": (0, 1, 2),
                 "pairs": 1600,
                 "sources": ("package_functions", "news_titles"),
-                "checkpoint_every": 15,
+                "checkpoint_every": 5,
                 # 8 queries, 8 answers and 8 hard negatives a step: about 1,000 tokens.
                 "recipe": {
-                    "steps": 48,
+                    "steps": 45,
                     "batch_size": 8,
                     "hard_negatives": 1,
                     "max_query_length": 64,
@@ -37,7 +37,7 @@ def get_config() -> config_dict.ConfigDict:
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.0},
                 "lora": {"rank": 16, "alpha": 32.0},
                 "monitor": {
-                    "every": 16,
+                    "every": 15,
                     "tasks": ("OfflineCodeRetrieval", "OfflineNewsRetrieval"),
                     "max_length": 64,
                     "patience": config_dict.placeholder(int),

@@ -81,14 +81,16 @@ def test_what_is_mined_equals_a_plain_search(setting):
 
 
 def test_rows_are_dropped_only_when_told_to_and_the_filter_keeps_its_side(setting):
-    everything, facts = run(settings(setting, relative_margin=0.3), setting / "all")
+    plain, _ = run(settings(setting), setting / "plain")
+    strict = float(np.median([1 - pair.negative_scores[0] / max(pair.positive_scores) for pair in plain]))
+    rule = {"relative_margin": strict, "last_rank": 2}
+    everything, facts = run(settings(setting, **rule), setting / "all")
     short = sum(len(pair.negatives) < 2 for pair in everything)
-    assert short > 0
+    assert 0 < short < 60
     assert facts["written"] == 60
-    _, facts = run(settings(setting, relative_margin=0.3, least_negatives=2), setting / "dropped")
+    _, facts = run(settings(setting, **rule, least_negatives=2), setting / "dropped")
     assert facts["too few negatives"] == short
     assert facts["written"] == 60 - short
-    plain, _ = run(settings(setting), setting / "plain")
     gaps = [max(pair.positive_scores) - max(pair.negative_scores) for pair in plain if pair.negatives]
     middle = float(np.median(gaps))
     kept, facts = run(settings(setting, margin_at_least=middle), setting / "filtered")
