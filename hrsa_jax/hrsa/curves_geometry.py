@@ -10,7 +10,9 @@ import numpy as np
 from hrsa_jax.hrsa.curves_representation import PairRows, jackknifed
 from hrsa_jax.hrsa.geometry import (
     cka_jackknife,
+    cka_matrix,
     cka_pass,
+    cka_permutation_mean,
     knn_chance,
     nearest_neighbors,
     neighbor_overlap,
@@ -39,20 +41,23 @@ def cka_of_all_layers(
     cka_matrix_biased and cka_biased (with the mean over all row permutations); when careful also cka_matrix and
     cka: debiased, over different texts, with delete-one-text intervals.
     """
-    found = cka_pass(x_LND, y_MND, codes_N)
-    matrices = {"cka_matrix_biased": np.asarray(found.biased)}
     if careful:
-        matrices["cka_matrix"] = np.asarray(found.texts)
-    if found.curve is None:
+        found = cka_pass(x_LND, y_MND, codes_N)
+        matrices = {"cka_matrix_biased": np.asarray(found.biased), "cka_matrix": np.asarray(found.texts)}
+    else:
+        matrices = {"cka_matrix_biased": np.asarray(cka_matrix(x_LND, y_MND, debiased=False))}
+    if len(x_LND) != len(y_MND):
         return matrices, {}
     layers = tuple(range(len(x_LND)))
     curves = {}
     if careful:
         words = f"debiased linear CKA, {OTHER_TEXTS}"
         curves["cka"] = jackknifed(layers, found.curve, found.without, words, 0.0)
+        chance = np.asarray(found.permutation_mean, np.float64)
+    else:
+        chance = np.array([float(cka_permutation_mean(x, y)) for x, y in zip(x_LND, y_MND, strict=True)])
     diagonal = np.diag(matrices["cka_matrix_biased"]).astype(float)
-    words = "biased linear CKA, as published"
-    curves["cka_biased"] = Curve(layers, diagonal, None, words, chance=np.asarray(found.permutation_mean, np.float64))
+    curves["cka_biased"] = Curve(layers, diagonal, None, "biased linear CKA, as published", chance=chance)
     return matrices, curves
 
 
