@@ -111,13 +111,15 @@ def _hub_tasks(name: str) -> TasksFn:
             for task in _fresh(mteb.get_benchmark(name).tasks)
             if not (short_only and task.metadata.name.endswith("LongRetrieval"))
         ]
-    known = {t.metadata.name for t in mteb.get_tasks()}
-    if name in known:
-        return lambda: [mteb.get_task(name)]
-    near = difflib.get_close_matches(name, [*SUITES, *sorted(benchmarks), *sorted(known)], 1, 0.4)
-    raise InputError(
-        f"there is no suite, benchmark or mteb task called {name!r}{f': did you mean {near[0]!r}?' if near else ''}"
-    )
+    try:
+        mteb.get_task(name)  # superseded ones too
+    except KeyError:
+        known = sorted({t.metadata.name for t in mteb.get_tasks(exclude_superseded=False)})
+        near = difflib.get_close_matches(name, [*SUITES, *sorted(benchmarks), *known], 1, 0.4)
+        raise InputError(
+            f"there is no suite, benchmark or mteb task called {name!r}{f': did you mean {near[0]!r}?' if near else ''}"
+        ) from None
+    return lambda: [mteb.get_task(name)]
 
 
 def _fresh(tasks: Iterable[Any]) -> list[Any]:
