@@ -129,11 +129,13 @@ class MTEBEncoder:
 
     def prompt(self, task_metadata: Any, prompt_type: Any) -> str:
         """The prompt of a text: empty for documents, otherwise the task's instruction in the template."""
+        kind = getattr(prompt_type, "value", prompt_type)
         if self.prompts is not None:
             from mteb.models.abs_encoder import get_prompt_name
+            from mteb.types import PromptType
 
-            return self.prompts.get(get_prompt_name(self.prompts, task_metadata, prompt_type) or "", "")
-        kind = getattr(prompt_type, "value", prompt_type)
+            side = PromptType(kind) if kind else None
+            return self.prompts.get(get_prompt_name(self.prompts, task_metadata, side) or "", "")
         if kind == "document":
             return ""
         own = task_metadata.prompt

@@ -77,7 +77,7 @@ def _row(cells: Iterable[object]) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def page(draws: int = 20_000, permutations: int = 1_000) -> str:
+def page(draws: int = 10_000, permutations: int = 400) -> str:
     """The page docs/statistics.md; `draws` tables for intervals, `permutations` for the costlier rows."""
     lines = [
         "# What the statistics can and cannot say",

@@ -159,3 +159,15 @@ def test_a_large_index_lies_in_a_file(monkeypatch):
 def test_search_needs_an_index():
     with pytest.raises(ValueError, match="before index"):
         MTEBEncoder("m", Recorder()).search([], task_metadata=task(), hf_split="t", hf_subset="d", top_k=1)
+
+
+def test_stored_prompts_follow_the_rule_of_mteb_and_change_the_revision():
+    prompts = {"query": "Q: ", "STS": "Same: ", "T-query": "T's own: "}
+    model = MTEBEncoder("m", Recorder(), prompts=prompts)
+    assert model.prompt(task("Retrieval", "Other"), "query") == "Q: "
+    assert model.prompt(task("Retrieval", "T"), "query") == "T's own: "
+    assert model.prompt(task("Retrieval", "T"), "document") == ""
+    assert model.prompt(task("STS", "Other"), None) == "Same: "
+    assert model.prompt(task("Clustering", "Other", "an instruction"), None) == ""
+    assert model.revision != MTEBEncoder("m", Recorder()).revision
+    assert model.revision != MTEBEncoder("m", Recorder(), prompts={}).revision
