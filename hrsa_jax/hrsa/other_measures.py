@@ -149,7 +149,9 @@ def _rsa(x: Array, y: Array, kernel: Kernel) -> Array:
             rows = unit_rms(rows)
             norms = (rows * rows).sum(1)
             similarity = 2 * matmul(rows, rows.T) - norms[:, None] - norms
-        order = jax.scipy.stats.rankdata(similarity[pairs]).astype(x.dtype)
+        values = similarity[pairs]
+        step = 64 * jnp.finfo(x.dtype).eps * jnp.abs(values).max()  # equal rows tie, whatever products rounded
+        order = jax.scipy.stats.rankdata(jnp.round(values / jnp.where(step > 0, step, 1.0))).astype(x.dtype)
         order = order - order.mean()
         size = jnp.sqrt((order * order).sum())
         return order / jnp.where(size > 0, size, jnp.nan)

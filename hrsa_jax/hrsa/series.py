@@ -64,7 +64,7 @@ def compare_by_label(
     keep = shared_row_mask(a, b) if row_mask is None else np.asarray(row_mask, bool)
     of_row = np.array([str(labels[int(group)]) for group in a.groups_N])
     found, notes = {}, []
-    for label in sorted(set(of_row)):
+    for label in sorted(set(of_row.tolist())):
         rows = keep & (of_row == label)
         count = len(np.unique(a.groups_N[rows]))
         if count < FEWEST_TEXTS:

@@ -48,6 +48,7 @@ def folders(tmp_path_factory):
     return [str(write_model(place / f"m{seed}", seed=seed)) for seed in range(3)]
 
 
+@pytest.mark.slow
 def test_everything_a_config_can_ask_for(folders, tmp_path, capsys):
     config = {
         "a": folders[0], "b": folders[1], "texts": write_texts(tmp_path / "texts.jsonl"), "label_field": "topic",
@@ -66,7 +67,8 @@ def test_everything_a_config_can_ask_for(folders, tmp_path, capsys):
     for name in ("comparison.svg", "trajectory.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 5000
     assert not (tmp_path / "out" / "activations").exists()
-    printed = capsys.readouterr().out + capsys.readouterr().err
+    shown = capsys.readouterr()
+    printed = shown.out + shown.err
     for words in ("probe_transfer", "level = hard", "noise floor of a: bfloat16", "snapshot", "realignment index"):
         assert words in printed, words
 

@@ -5,7 +5,6 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import hrsa_jax
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.hrsa import activations
 from hrsa_jax.hrsa.activations import (
@@ -204,14 +203,6 @@ def save(path, array: np.ndarray):
     return path
 
 
-def test_the_notebook_call(model):
-    result = hrsa_jax.compare(model, build(1), TEXTS)
-    assert result.facts["attention"] == {"a": "causal", "b": "causal"}
-    assert result.facts["rows_left_out"] >= len(TEXTS)
-    assert "correlation" in result.table()
-    assert result.measures["cka"].value.shape == (3,)
-
-
 def test_one_layer_of_another_model_is_a_matrix(tmp_path):
     assert load_states(save(tmp_path / "one.npy", np.ones((3, 4)))).states_LND.shape == (1, 3, 4)
 
@@ -263,9 +254,8 @@ def test_noise_floor_of_a_model(model):
     assert list(floor) == ["bfloat16", "one text a batch", "longer padding"]
     for name in ("one text a batch", "longer padding"):
         np.testing.assert_allclose(floor[name].measures["cka"].value, 1, atol=1e-4)
-    rounded = floor["bfloat16"].measures
-    assert np.all(rounded["correlation"].value[1:] < 0.99999)
-    assert np.all(rounded["correlation"].value > 0.99)
+    rounded = floor["bfloat16"].measures["correlation"].value
+    assert np.all((rounded > 0.99) & (rounded <= 1))
 
 
 def test_states_are_computed_in_the_precision_that_was_asked(model):
