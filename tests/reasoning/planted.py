@@ -1,10 +1,14 @@
-"""A task that a tiny model can learn: one letter asks for any character of its own class (fifths of the vocabulary)."""
+"""A tiny language model over single characters, and a task that it can learn.
+
+The task: one letter asks for any character of its own class (fifths of the vocabulary).
+"""
 
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+from hrsa_jax.models.config import ModelConfig, RopeConfig
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.lora import split_trainable
 from hrsa_jax.reasoning.grpo import GRPOConfig
@@ -12,6 +16,46 @@ from hrsa_jax.reasoning.policy import grpo_step
 from hrsa_jax.reasoning.tasks import Problem
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, train
+
+ALPHABET = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyzQSA0123456789 :\n+-*=#."]
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=len(ALPHABET),
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(),
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    output_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    windows=(None, None),
+    max_position_embeddings=512,
+)
+
+
+def make_tokenizer():
+    """One token per character, a BOS id in front, as many checkpoints add it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(ALPHABET)}, unk_token="."))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+def make_decoder() -> Decoder:
+    model = Decoder(CONFIG, seed=0)
+    model.embed[...] = model.embed[...] * 20
+    return model
+
 
 LETTERS = "abcdefghij"
 SETTINGS = GRPOConfig(questions=8, group=16, max_new_tokens=1, style="raw", dtype="float32", remat=False, seed=3)
@@ -38,8 +82,6 @@ def planted_run(folder: str | Path, kill_at: int | None = None) -> tuple[Any, li
 
     kill_at: the process kills itself after that step.
     """
-    from conftest import make_decoder, make_tokenizer
-
     folder, tokenizer = Path(folder), make_tokenizer()
     folder.mkdir(exist_ok=True)
     problems, reward = planted(tokenizer)

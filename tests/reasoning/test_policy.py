@@ -16,18 +16,18 @@ from planted import LETTERS, SETTINGS, planted, planted_run, start
 from hrsa_jax.models.lora import LoRAConfig, add_lora
 from hrsa_jax.reasoning.grpo import Guard
 from hrsa_jax.reasoning.policy import CollapseWatch, grpo_step
-from hrsa_jax.reasoning.rollout import repetition
+from hrsa_jax.reasoning.rollout import Sampler, repetition
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.loop import OptimConfig, make_optimizer
 
 
 def test_learns_a_planted_verifiable_task(decoder, tokenizer):
     problems, reward = planted(tokenizer)
-    optimizer = make_optimizer(OptimConfig(learning_rate=2e-2, schedule="constant", weight_decay=0.0), 60)
+    optimizer = make_optimizer(OptimConfig(learning_rate=2e-2, schedule="constant", weight_decay=0.0), 100)
     graphdef, state = start(decoder, optimizer, lora=False)
     step, batch_at = grpo_step(graphdef, SETTINGS, optimizer, problems, tokenizer, reward=reward)
     rewards = []
-    for number in range(60):
+    for number in range(100):
         state, metrics = step(state, batch_at(number))
         rewards.append(metrics["reward"])
         assert metrics["sampler_mismatch"] < 1e-4
@@ -70,28 +70,37 @@ def test_a_killed_run_continues_with_the_same_samples_and_weights(tmp_path):
         np.testing.assert_array_equal(left, right)
 
 
-def test_further_updates_of_a_rollout_are_clipped_and_count_as_one_step(decoder, tokenizer):
+def test_further_updates_are_clipped_and_count_as_one_step_and_a_collapsed_run_is_stopped(decoder, tokenizer):
     problems, reward = planted(tokenizer)
-    optimizer = make_optimizer(OptimConfig(learning_rate=5e-2, schedule="constant"), 10)
+    optimizer = make_optimizer(OptimConfig(learning_rate=5e-2, schedule="constant"), 40)
     graphdef, state = start(decoder, optimizer, lora=False)
+    config = dataclasses.replace(SETTINGS, updates=3)
+    seen = [{"reward": 1.0, "surprisal": 1.0}] * 20  # of the steps before, all solved
+    worth = [1.0]
     step, batch_at = grpo_step(
-        graphdef, dataclasses.replace(SETTINGS, updates=3), optimizer, problems, tokenizer, reward=reward
+        graphdef, config, optimizer, problems, tokenizer, seen=seen, reward=lambda *args: worth[0] * reward(*args)
     )
     state, metrics = step(state, batch_at(0))
     assert int(state.step) == 1
     assert metrics["outside_clip"] > 0  # the third update sees a policy that has moved
     assert metrics["finite"]
+    worth[0] = 0.0  # nothing is right any more
+    with pytest.raises(InputError, match=r"GRPO: collapsed at step \d+: mean reward"):
+        _run_on(step, state, batch_at)
+
+
+def _run_on(step, state, batch_at):
+    for number in range(1, 12):
+        state, _ = step(state, batch_at(number))
 
 
 def test_the_reward_for_form_is_counted_apart(decoder, tokenizer):
     problems, _ = planted(tokenizer)
-    optimizer = make_optimizer(OptimConfig(learning_rate=1e-3), 10)
-    graphdef, state = start(decoder, optimizer, lora=False)
     config = dataclasses.replace(SETTINGS, format_reward=0.5)
-    step, batch_at = grpo_step(graphdef, config, optimizer, problems, tokenizer, reward=lambda problem, text: 0.0)
-    _, metrics = step(state, batch_at(0))
-    assert metrics["format_share"] == 1.0
-    assert metrics["reward"] == pytest.approx(0.5 * metrics["well_formed"])
+    rollout = Sampler(config, problems, tokenizer, lambda problem, text: 0.0).rollout(decoder, None, np.arange(8), 0)
+    assert 0 < rollout.formed_B.mean() < 1
+    np.testing.assert_array_equal(rollout.reward_B, 0.5 * rollout.formed_B)
+    assert rollout.format_share == 1.0
 
 
 def test_repetition():
@@ -124,29 +133,6 @@ def test_collapse_is_seen(rows, sign):
         assert sign in found[-1]
         resumed = CollapseWatch(Guard(window=4), rows[:-1])  # as after a resumption
         assert resumed.look(rows[-1]) == found[-1]
-
-
-def test_a_collapsed_run_is_stopped(decoder, tokenizer):
-    problems, reward = planted(tokenizer)
-    optimizer = make_optimizer(OptimConfig(learning_rate=1e-3), 10)
-    graphdef, state = start(decoder, optimizer, lora=False)
-    step, batch_at = grpo_step(
-        graphdef,
-        SETTINGS,
-        optimizer,
-        problems,
-        tokenizer,
-        reward=reward,
-        seen=[{"reward": 1.0, "surprisal": 1.0}] * 200,
-    )
-    state, _ = step(state, batch_at(0))  # the mean over the window is still good
-    with pytest.raises(InputError, match="GRPO: collapsed at step"):
-        _run_on(step, state, batch_at)
-
-
-def _run_on(step, state, batch_at):
-    for number in range(1, 12):
-        state, _ = step(state, batch_at(number))
 
 
 def test_batches_of_questions_are_pure_and_visit_each_once_an_epoch(decoder, tokenizer):
