@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-EXPERIMENTS = ("study", "convert", "mine", "compare", "evaluate", "tune", "merge")
+EXPERIMENTS = ("inspect", "study", "convert", "mine", "compare", "evaluate", "tune", "merge")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override a setting by --config.NAME=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run (local, or gs:// for checkpoints only).")
@@ -42,6 +42,12 @@ def main(argv: list[str]) -> int:
         _quiet_libraries()
         _set_up_devices()
         experiment = importlib.import_module(f"experiments.{name}")
+        if name == "inspect":
+            if _WORKDIR.value is not None:
+                raise InputError("inspect writes nothing: leave --workdir out")
+            return experiment.run(config)
+        if not _WORKDIR.value:
+            raise InputError("--workdir is missing: name the folder of this run, such as --workdir=runs/first")
         return experiment.run(config, _WORKDIR.value, command=_command())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -124,5 +130,5 @@ def _set_up_devices() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=_parse_flags)

@@ -16,7 +16,7 @@ _GOALS |= {("512 tokens", "float32"): 1.2, ("512 tokens", "bfloat16"): 1.0}
 
 
 def measurements() -> Iterator[Measurement]:
-    """Loading, then texts of 5 to 60 tokens and rows of 512 tokens, in fp32 and bf16, both models bidirectional."""
+    """Loading, then short texts and rows of 512 tokens, in fp32 and bf16, both models bidirectional."""
     with tempfile.TemporaryDirectory() as folder:
         yield from _measure(Path(folder) / "model")
 
@@ -43,7 +43,7 @@ def _measure(folder: Path) -> Iterator[Measurement]:
             seconds = in_turns(
                 partial(ours.encode, batch),
                 partial(peer.encode, batch, batch_size=32, show_progress_bar=False),
-                repeats=3,
+                repeats=2,
             )
             yield Measurement(
                 f"encode, {name}, {dtype}",
@@ -75,8 +75,14 @@ def _export(folder: Path) -> None:
 
 
 def _texts() -> dict[str, list[str]]:
-    from hrsa_jax.data.corpora import bbc_news
+    """Short mix: news titles, first lines of docstrings and some news leads, 3 to 110 tokens each, in random order."""
+    from hrsa_jax.data.corpora import bbc_news, stdlib_functions
 
     articles = bbc_news("test")
-    short = [article.title for article in articles[:150]] + [article.lead for article in articles[150:400]]
-    return {"short mix": short, "512 tokens": [(article.body + " ") * 6 for article in articles[:12]]}
+    short = [article.title for article in articles[:128]] + [article.lead for article in articles[128:192]]
+    short += [function.summary for function in stdlib_functions()[:128]]
+    order = np.random.default_rng(0).permutation(len(short))
+    return {
+        "short mix": [short[index] for index in order],
+        "512 tokens": [(article.body + " ") * 6 for article in articles[:8]],
+    }

@@ -1,8 +1,8 @@
 """Texts to vectors: the encoder used by training-time evaluation, benchmarks and HRSA.
 
-Distinct texts are tokenised once, sorted into row lengths of 128, 256, 512, ..., packed (short texts fill the gaps
-of long rows), and run in batches of two sizes, so that few programs are compiled. Weights are arguments of the
-compiled function: a second model of the same architecture reuses it.
+Distinct texts are tokenised once, packed into rows of 128, 256, 512, ... tokens (short texts fill the gaps of long
+rows; rows are as long as wastes least), and run in batches of a few sizes, so that few programs are compiled. Weights
+are arguments of the compiled function: a second model of the same architecture reuses it.
 
 R rows, T tokens a row, S segments a row, L layers, D width, n texts.
 """
@@ -18,11 +18,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from hrsa_jax.data.packing import PackedLayout, PackedRows, fill_rows, pack
 from hrsa_jax.data.tokenize import TokenizedTexts, tokenize_texts
 from hrsa_jax.embedding.pooling import POOLINGS, Pooling, pool_segments
 from hrsa_jax.models.backbone import Backbone, load
+from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.mesh import shard_batch
@@ -31,6 +33,9 @@ SHORTEST_ROW = 128
 MAX_SEGMENTS = 32  # texts a row
 DEFAULT_MAX_LENGTH = 512
 _TEXTS_AT_ONCE = 20_000  # tokenised and packed together
+_SAMPLE = 512  # texts that a row length is tried on
+_START_COST = {"float32": 1 / 32, "bfloat16": 1 / 8}  # of a batch, in full batches (CPU, SmolLM2)
+_ATTENTION_COST = 1 / 2000  # of a token per token of its row, relative to the rest of the model (CPU, SmolLM2)
 
 
 class _Batch(NamedTuple):
@@ -199,9 +204,7 @@ class Encoder:
         devices = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         for layout, texts in _layouts(tokens.lengths, np.flatnonzero(~tokens.empty)):
             full = -(-max(1, self.batch_tokens // layout.row_length) // devices) * devices
-            small = -(-max(1, full // 8) // devices) * devices
-            sizes = [full] * (layout.rows // full)
-            sizes += [small] * -(-(layout.rows - sum(sizes)) // small)
+            sizes = _batch_sizes(layout.rows, full, devices, start=full * _START_COST[self.dtype])
             layout = replace(layout, rows=sum(sizes))
             rows = fill_rows(layout, [tokens.ids[text] for text in texts], tokens.pool_start[texts])
             slots, first = layout.slots(MAX_SEGMENTS), 0
@@ -212,14 +215,35 @@ class Encoder:
                 first += size
 
 
+def _batch_sizes(rows: int, full: int, devices: int, *, start: float) -> list[int]:
+    """Batches of `full` rows, its half, quarter or eighth that hold `rows` rows at the least cost.
+
+    A batch costs its rows, empty ones too, and `start` rows for being run at all (weights are read anew).
+    """
+    sizes = sorted({-(-max(1, full // part) // devices) * devices for part in (1, 2, 4, 8)})
+    batches = [full] * (rows // full)
+    rest = rows % full
+    cost, choice = [0.0] + [float("inf")] * rest, [0] * (rest + 1)
+    for held in range(1, rest + 1):
+        for size in sizes:
+            total = cost[max(0, held - size)] + size + start
+            if total < cost[held]:
+                cost[held], choice[held] = total, size
+    while rest > 0:
+        batches.append(choice[rest])
+        rest -= choice[rest]
+    return sorted(batches, reverse=True)
+
+
 def _layouts(length_N: np.ndarray, texts: np.ndarray) -> Iterator[tuple[PackedLayout, np.ndarray]]:
     """Longest rows first: (layout, numbers of the texts in it); short texts fill what long ones leave free."""
     while texts.size:
         row_length = SHORTEST_ROW
         while row_length < length_N[texts].max():
             row_length *= 2
-        filler_N = length_N[texts] <= (row_length // 2 if row_length > SHORTEST_ROW else 0)
-        layout = pack(length_N[texts], row_length, max_segments=MAX_SEGMENTS, filler_N=filler_N)
+        own_rows = length_N[texts] > (row_length // 2 if row_length > SHORTEST_ROW else 0)
+        row_length = min(row_length, 2 * row_length, key=lambda length: _cost(length_N[texts[own_rows]], length))
+        layout = pack(length_N[texts], row_length, max_segments=MAX_SEGMENTS, filler_N=~own_rows)
         placed = layout.row_N >= 0
         yield (
             replace(
@@ -232,6 +256,13 @@ def _layouts(length_N: np.ndarray, texts: np.ndarray) -> Iterator[tuple[PackedLa
             texts[placed],
         )
         texts = texts[~placed]
+
+
+def _cost(length_N: np.ndarray, row_length: int) -> float:
+    """What a sample of these texts costs in rows of this length."""
+    sample_N = length_N[:: -(-length_N.size // _SAMPLE)]
+    rows = pack(sample_N, row_length, max_segments=MAX_SEGMENTS).rows
+    return rows * row_length * (1 + row_length * _ATTENTION_COST)
 
 
 def _collect(out_LND: np.ndarray, batch: _Batch, pooled: jax.Array) -> None:
@@ -257,6 +288,25 @@ def _pooled_rows(
         dtype=jnp.dtype(dtype),
     )
     return output.collected if hidden else pooled(output.last_BTD)[None]
+
+
+def working_memory(
+    config: ModelConfig, *, rows: int, row_length: int, attention: str, dtype: Literal["float32", "bfloat16"]
+) -> int:
+    """Bytes that encoding a batch of this shape needs beside the weights, as the compiler counts them.
+
+    Nothing is loaded or run; compiling takes some seconds.
+    """
+    decoder = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.float32))
+    shape = jax.ShapeDtypeStruct((rows, row_length), jnp.int32)
+    batch = PackedRows(shape, shape, shape, jax.ShapeDtypeStruct((rows, row_length), jnp.bool_))
+    settings: dict[str, Any] = {"attention": attention, "how": "mean", "dtype": dtype, "hidden": False}
+    memory: Any = _pooled_rows.lower(_cast_abstract(decoder, dtype), batch, **settings).compile().memory_analysis()
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+def _cast_abstract(decoder: Any, dtype: str) -> Any:
+    return jax.eval_shape(functools.partial(_cast_kernels, dtype=dtype), decoder)
 
 
 def _cast_kernels(decoder: Decoder, dtype: str) -> Decoder:

@@ -4,9 +4,10 @@ Shapes: q_BTNH, k_BSKH, v_BSKH with N = K * G query heads; kv heads are never re
 see each other (equal ids do); 0 is padding. Scores, softmax and sums are float32 whatever the operands are, and the
 division by the softmax sum comes last, on (T, H) numbers instead of (T, S).
 
-Implementations: "xla" holds all scores of a layer, "blocked" those of BLOCK queries at a time and skips the keys a
-causal mask or window hides; "cudnn" (GPU, bf16/fp16) and "splash" (TPU) are in `kernels` below and chosen by name.
-"auto" is "xla" up to 2 * BLOCK tokens and "blocked" beyond.
+Implementations: "xla" holds all scores of a layer; "blocked" works through BLOCK queries at a time against only the
+keys that a causal mask or window leaves visible; "rows" does so for a few rows at a time, so that scores stay in a
+CPU's cache (2 to 3 times as fast there as "xla"); "cudnn" (GPU, bf16/fp16) and "splash" (TPU) are fused kernels chosen
+by name. "auto" is "rows" on one CPU device, else "xla" up to 2 * BLOCK tokens and "blocked" beyond.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Attention = Literal["causal", "bidirectional"]
-Implementation = Literal["auto", "xla", "blocked", "cudnn", "splash", "splash_interpret"]
+Implementation = Literal["auto", "xla", "blocked", "rows", "cudnn", "splash", "splash_interpret"]
 
-BLOCK = 128
+BLOCK = 128  # queries at a time
+TOKENS_AT_ONCE = 512  # of "rows"
 _HIDDEN = -1e30  # finite, so that a fully hidden row gives numbers and not NaN
 
 
@@ -83,15 +85,64 @@ def _blocked(
     q_BTKGH = _group(q_BTNH, k_BTKH.shape[2])
     reach = window if isinstance(window, int) else None  # a traced window (mixed layers) cuts nothing off
     outputs = []
-    for start in range(0, T, BLOCK):
-        stop = min(start + BLOCK, T)
-        first = 0 if reach is None else max(0, start - reach)
-        last = stop if attention == "causal" else T if reach is None else min(T, stop + reach)
-        distance = np.arange(start, stop)[:, None] - np.arange(first, last)[None, :]
-        same = segment_ids_BT[:, start:stop, None] == segment_ids_BT[:, None, first:last]
+    for queries, keys in _blocks(T, attention, reach):
+        distance = np.arange(T)[queries, None] - np.arange(T)[None, keys]
+        same = segment_ids_BT[:, queries, None] == segment_ids_BT[:, None, keys]
         mask = same & visible(distance, attention, window)
-        outputs.append(_masked_attention(q_BTKGH[:, start:stop], k_BTKH[:, first:last], v_BTKH[:, first:last], mask))
+        outputs.append(_masked_attention(q_BTKGH[:, queries], k_BTKH[:, keys], v_BTKH[:, keys], mask))
     return jnp.concatenate(outputs, axis=1)
+
+
+def _blocks(length: int, attention: str, reach: int | None) -> list[tuple[slice, slice]]:
+    """(queries, keys they may see) of every block: the keys that causality or a window of `reach` leaves."""
+    blocks = []
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        first = 0 if reach is None else max(0, start - reach)
+        last = stop if attention == "causal" else length if reach is None else min(length, stop + reach)
+        blocks.append((slice(start, stop), slice(first, last)))
+    return blocks
+
+
+def _rows(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_ids_BT: jax.Array,
+    attention: str,
+    window: int | jax.Array | None,
+) -> jax.Array:
+    """TOKENS_AT_ONCE tokens' rows at a time, one after the other.
+
+    Products are float32 whatever the operands are: at these sizes a CPU multiplies bfloat16 more slowly.
+    """
+    T, N, H = q_BTNH.shape[1:]
+    K = k_BTKH.shape[2]
+    reach = window if isinstance(window, int) else None
+
+    def one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        q_TNH, k_TKH, v_TKH = (array.astype(jnp.float32) for array in row[:3])
+        segment_ids_T = row[3]
+        q_KGTH = q_TNH.reshape(T, K, N // K, H).transpose(1, 2, 0, 3)
+        k_KTH, v_KTH = k_TKH.swapaxes(0, 1), v_TKH.swapaxes(0, 1)
+        outputs = []
+        for queries, keys in _blocks(T, attention, reach):
+            index_Q, index_S = np.arange(T)[queries], np.arange(T)[keys]
+            same_QS = segment_ids_T[queries, None] == segment_ids_T[None, keys]
+            mask_QS = same_QS & visible(index_Q[:, None] - index_S[None, :], attention, window)
+            bias_QS = jnp.where(mask_QS, 0.0, _HIDDEN)  # a sum over all heads is faster than a select in each
+            q_KMH = q_KGTH[:, :, queries].reshape(K, -1, H)  # all query heads of a kv head in one product
+            scores_KMS = jnp.einsum("kmh,ksh->kms", q_KMH, k_KTH[:, keys])
+            scores_KGQS = scores_KMS.reshape(K, N // K, *bias_QS.shape) + bias_QS
+            weights = jnp.exp(scores_KGQS - jax.lax.stop_gradient(scores_KGQS.max(-1, keepdims=True)))
+            weights_KMS = weights.reshape(scores_KMS.shape)
+            mixed_KMH = jnp.einsum("kms,ksh->kmh", weights_KMS, v_KTH[:, keys])
+            outputs.append((mixed_KMH / weights_KMS.sum(-1, keepdims=True)).reshape(K, N // K, -1, H))
+        return jnp.concatenate(outputs, axis=2).transpose(2, 0, 1, 3).reshape(T, N, H)
+
+    rows = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    at_once = min(max(1, TOKENS_AT_ONCE // T), q_BTNH.shape[0])
+    return jax.lax.map(one, rows, batch_size=at_once)
 
 
 def _cudnn(
@@ -160,6 +211,7 @@ def _splash(interpret: bool) -> Callable[..., jax.Array]:
 _IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "xla": _xla,
     "blocked": _blocked,
+    "rows": _rows,
     "cudnn": _cudnn,
     "splash": _splash(interpret=False),
     "splash_interpret": _splash(interpret=True),
@@ -186,10 +238,17 @@ def attend(
     if attention not in ("causal", "bidirectional"):
         raise ValueError(f"attention is {attention!r}; use 'causal' or 'bidirectional'")
     if implementation == "auto":
-        implementation = "xla" if q_BTNH.shape[1] <= 2 * BLOCK else "blocked"
+        implementation = _automatic(q_BTNH.shape[1])
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation is {implementation!r}; known are auto, {', '.join(_IMPLEMENTATIONS)}")
     return _IMPLEMENTATIONS[implementation](q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, attention, window)
+
+
+def _automatic(length: int) -> str:
+    one_device = jax.sharding.get_abstract_mesh().empty  # rows that are spread over devices are not walked one by one
+    if one_device and jax.default_backend() == "cpu":
+        return "rows"
+    return "xla" if length <= 2 * BLOCK else "blocked"
 
 
 def attend_cached(

@@ -15,7 +15,7 @@ from flax import nnx
 
 from hrsa_jax.models.attention import attend, attend_cached
 from hrsa_jax.models.config import ModelConfig
-from hrsa_jax.models.lora import adapted_matmul
+from hrsa_jax.models.matmul import adapted_matmul, matmul
 from hrsa_jax.models.rope import apply_rope, rope_tables
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.mesh import constrain
@@ -93,12 +93,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, dtype: Any) -> jax.Array:
         """(..., in) -> float32 (..., out); operands are cast to `dtype`, sums are float32."""
-        x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
         if self.lora is None:
-            y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            y = matmul(x, self.kernel[...], dtype)
         else:
-            a, b = self.lora.a[...].astype(dtype), self.lora.b[...].astype(dtype)
-            y = adapted_matmul(x, kernel, a, b, self.lora.scale)
+            y = adapted_matmul(x, self.kernel[...], self.lora.a[...], self.lora.b[...], self.lora.scale, dtype)
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
@@ -252,8 +250,7 @@ class Decoder(nnx.Module):
             return self.head(h_BTD, dtype)
         if not self.config.has_head:
             raise InputError("this checkpoint has no language-model head (lm_head.weight), so it gives no logits")
-        kernel_VD = self.embed[...].astype(dtype)
-        return jnp.einsum("...d,vd->...v", h_BTD.astype(dtype), kernel_VD, preferred_element_type=jnp.float32)
+        return matmul(h_BTD, self.embed[...], dtype, True)
 
     def log_probs(
         self, h_BTD: jax.Array, targets_BT: jax.Array, *, dtype: Any = jnp.float32, block: int = 64

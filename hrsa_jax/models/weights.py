@@ -194,6 +194,28 @@ def _place(shape: tuple[int, ...], sharding: Sharding, fill: Callable[[Index], n
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
+def stored_parameters(config: ModelConfig, checkpoint: Checkpoint, *, where: str) -> dict[str, tuple[str, ...]]:
+    """Reads headers only: every decoder parameter and the names of the checkpoint's tensors that fill it.
+
+    Raises:
+        InputError: tensors missing, unexpected or misshapen (all listed at once).
+    """
+    return {target.path: target.names for target in _fit(config, checkpoint, where)[2]}
+
+
+def _fit(config: ModelConfig, checkpoint: Checkpoint, where: str) -> tuple[Any, Any, list[_Target]]:
+    """The decoder's graph and abstract state, and where each parameter comes from; all mismatches in one error."""
+    style = "gguf" if isinstance(checkpoint, GGUFCheckpoint) else "hf"
+    if style == "hf" and "embed_tokens.weight" in checkpoint.entries:
+        style = "hf-base"
+        if not config.tie_word_embeddings and "lm_head.weight" not in checkpoint.entries:
+            config = replace(config, has_head=False)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
+    targets = _targets(config, state, style)
+    _check(targets, checkpoint, config, where)
+    return graph, state, targets
+
+
 def load_weights(
     config: ModelConfig,
     checkpoint: Checkpoint,
@@ -213,14 +235,7 @@ def load_weights(
     Raises:
         InputError: tensors missing, unexpected, misshapen (all listed at once), or not finite.
     """
-    style = "gguf" if isinstance(checkpoint, GGUFCheckpoint) else "hf"
-    if style == "hf" and "embed_tokens.weight" in checkpoint.entries:
-        style = "hf-base"
-        if not config.tie_word_embeddings and "lm_head.weight" not in checkpoint.entries:
-            config = replace(config, has_head=False)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
-    targets = _targets(config, state, style)
-    _check(targets, checkpoint, config, where)
+    graph, state, targets = _fit(config, checkpoint, where)
     if dtype is None:
         dtype = getattr(checkpoint.entries[targets[0].names[0]], "dtype", np.float32)
     arrays = {}
