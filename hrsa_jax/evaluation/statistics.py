@@ -91,17 +91,26 @@ def sign_flip_p(d_TS: ArrayLike, *, seed: int = 0) -> float:
     """
     d_TS = np.asarray(d_TS, dtype=np.float64)
     d_T = _table(d_TS[:, None] if d_TS.ndim == 1 else d_TS).mean(axis=1)
-    tasks = len(d_T)
-    observed = abs(float(d_T.sum()))
-    tolerance = 1e-12 * float(np.abs(d_T).sum())
-    if tasks <= _EXACT_SIGN_FLIPS:
-        patterns = np.arange(2**tasks)[:, None] >> np.arange(tasks)
-        sums = (1 - 2 * (patterns & 1)) @ d_T
-        return float(np.mean(np.abs(sums) >= observed - tolerance))
-    rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 2, size=(_SIGN_FLIP_DRAWS, tasks), dtype=np.int8) * 2 - 1
-    hits = int(np.sum(np.abs(signs @ d_T) >= observed - tolerance))
-    return (1 + hits) / (1 + _SIGN_FLIP_DRAWS)
+    return float(sign_flip_ps(d_T[None], seed=seed)[0])
+
+
+def sign_flip_ps(d_NT: ArrayLike, *, seed: int = 0) -> FloatArray:
+    """sign_flip_p of N tables at once (N,), from their means over seeds (N, T); all see the same signs."""
+    d_NT = np.asarray(d_NT, dtype=np.float64)
+    tasks = d_NT.shape[1]
+    exact = tasks <= _EXACT_SIGN_FLIPS
+    if exact:
+        signs_GT = 1 - 2 * (np.arange(2**tasks)[:, None] >> np.arange(tasks) & 1)
+    else:
+        signs_GT = np.random.default_rng(seed).integers(0, 2, size=(_SIGN_FLIP_DRAWS, tasks), dtype=np.int8) * 2 - 1
+    signs_GT = signs_GT.astype(np.float64)
+    p_values = []
+    for start in range(0, len(d_NT), 100):
+        block_NT = d_NT[start : start + 100]
+        least_N = np.abs(block_NT.sum(axis=1)) - 1e-12 * np.abs(block_NT).sum(axis=1)
+        p_values.append((np.abs(signs_GT @ block_NT.T) >= least_N).mean(axis=0))
+    p_N = np.concatenate(p_values)
+    return p_N if exact else (1 + p_N * _SIGN_FLIP_DRAWS) / (1 + _SIGN_FLIP_DRAWS)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:

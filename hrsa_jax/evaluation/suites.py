@@ -72,6 +72,7 @@ def suite(
         size, seed: of the offline suite, see offline_tasks.
         names: only these tasks of the suite; None is all.
         data_folder: copies of the hub's data sets, as `<org>/<name>` below it; what is not there comes from the hub.
+            `datasets` remembers local sets by name: after changing rows, empty its cache.
 
     Raises:
         InputError: an unknown name (with the nearest valid one); data that is not on this machine while
