@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/tune_sft.py --workdir=runs/tune_sft
 
-LoRA, 4 packed rows of 512 tokens a step, loss on the solutions only. The loss is measured on held-out questions of seen
+LoRA, 2 packed rows of 512 tokens a step, loss on the solutions only. The loss is measured on held-out questions of seen
 templates and on unseen templates of gsm_symbolic; accuracy (greedy) on held-out questions of chain_sum, which is
 trained on too. No hub, no accelerator. Cost by count of operations, not measured: about 10 minutes on one idle core.
 This file has not been run to its end.
