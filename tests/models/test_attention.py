@@ -1,10 +1,12 @@
 """Attention implementations against a plain float64 softmax written out here."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hrsa_jax.models.attention import attend, attend_cached
+from hrsa_jax.runtime.mesh import make_mesh
 
 
 def inputs(T, segments, seed=0):
@@ -31,15 +33,40 @@ def reference(q, k, v, ids, attention, window):
     return out
 
 
-@pytest.mark.parametrize("implementation", ["xla", "blocked", "auto"])
+@pytest.mark.parametrize("implementation", ["xla", "blocked", "rows", "auto"])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 @pytest.mark.parametrize("window", [None, 1, 20])
 def test_implementations(implementation, attention, window, monkeypatch):
     monkeypatch.setattr("hrsa_jax.models.attention.BLOCK", 16)
+    monkeypatch.setattr("hrsa_jax.models.attention.TOKENS_AT_ONCE", 60)  # of "rows": one row at a time
     q, k, v, ids = inputs(T=50, segments=2)
     out = attend(q, k, v, jnp.asarray(ids), attention=attention, window=window, implementation=implementation)
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, reference(q, k, v, ids, attention, window), atol=2e-6)
+
+
+def test_rows_in_groups_and_their_gradients_equal_the_reference(monkeypatch):
+    monkeypatch.setattr("hrsa_jax.models.attention.TOKENS_AT_ONCE", 50)  # groups of two rows, and one left over
+    q, k, v, ids = (np.concatenate([array, array[:1][:, ::-1]]) for array in inputs(T=25, segments=2))
+    assert len(q) == 3
+
+    def total(implementation, *arrays):
+        out = attend(*arrays, jnp.asarray(ids), attention="causal", implementation=implementation)
+        return jnp.sum(out * jnp.arange(out.size).reshape(out.shape) % 7)
+
+    value, gradients = jax.value_and_grad(total, (1, 2, 3))("rows", q, k, v)
+    expected, wanted = jax.value_and_grad(total, (1, 2, 3))("xla", q, k, v)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for found, want in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_mesh_of_devices_keeps_rows_together():
+    text = jax.jit(attend, static_argnames="attention").lower(*inputs(T=8, segments=1), attention="causal").as_text()
+    with jax.set_mesh(make_mesh()):
+        on_mesh = jax.jit(lambda *a: attend(*a, attention="causal")).lower(*inputs(T=8, segments=1)).as_text()
+    assert "while" in text
+    assert "while" not in on_mesh
 
 
 def test_a_traced_window_and_half_precision():
