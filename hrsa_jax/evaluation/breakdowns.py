@@ -115,7 +115,8 @@ def query_ndcg(
     for query, grades in relevant.items():
         ideal = _gain(sorted(grades.values(), reverse=True)[:k])
         if ideal > 0:
-            ranked = sorted(found.get(query, {}).items(), key=lambda item: -item[1])[:k]
+            # equal scores: the later id first, as trec_eval (and so mteb) has it
+            ranked = sorted(found.get(query, {}).items(), key=lambda item: (item[1], item[0]), reverse=True)[:k]
             scores[query] = _gain([grades.get(document, 0) for document, _ in ranked]) / ideal
     return scores
 

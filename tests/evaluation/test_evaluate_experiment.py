@@ -34,7 +34,7 @@ def models(tmp_path_factory):
 
 
 def config(sources, **changes):
-    return {"models": tuple(map(str, sources)), "tasks": TASKS, "dtype": "float32", "max_length": 48, **changes}
+    return {"models": tuple(map(str, sources)), "tasks": TASKS, "dtype": "float32", "max_length": 160, **changes}
 
 
 def run(setting, path):
