@@ -8,6 +8,7 @@ its activations, and computes in float32 or under bfloat16 autocast.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import tempfile
 import time
@@ -100,6 +101,7 @@ def _config(**changes: Any) -> Any:
     )
 
 
+@functools.cache
 def _texts() -> tuple[list[str], list[str]]:
     """The queries (with their prompts) and passages of one batch: half headlines and stories, half code."""
     from hrsa_jax.data.corpora import training_pairs

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["red", "green", "blue", "old", "new", "big", "cat", "dog", "fish", "bird", "house", "tree", "road", "city"]
 
 FAMILIES = {
-    "paper_qwen2p5": {"model_type": "qwen2"},
-    "paper_qwen3": {"model_type": "qwen3"},
-    "llama3p1_8b": {"model_type": "llama", "tie_word_embeddings": False},
-    "mistral_7b": {"model_type": "mistral", "tie_word_embeddings": False},
-    "smollm2": {"model_type": "llama"},
+    "paper_qwen2p5": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    "paper_qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+    "llama3p1_8b": {"tie_word_embeddings": False},
+    "mistral_7b": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "tie_word_embeddings": False},
+    "smollm2": {},
 }
 SLOW = [name for name in FAMILIES if name != "paper_qwen2p5"]
 
@@ -80,6 +80,8 @@ def test_a_config_runs_end_to_end_on_tiny_folders(name, tmp_path):
     if section.get("files"):
         assert len(data["datasets"]) == 12
         assert data["mixed_batches"] > 0
+        card = (tmp_path / "run" / "stages/convert/base-Emb-s0/model/README.md").read_text()
+        assert "smallest cosine to the model's own query vectors" in card  # the published template ends in a space
 
 
 @pytest.mark.slow
