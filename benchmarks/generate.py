@@ -45,18 +45,17 @@ def _measure(folder: Path) -> Iterator[Measurement]:
         peer = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         for name, found in asked.items():
             prompts = sorted(found, key=len)[_ROWS // 2 : _ROWS // 2 + _ROWS]
-            ours = partial(
-                generate_tokens,
-                backbone.decoder,
-                prompts,
-                max_new_tokens=_NEW,
-                eos_ids=[],
-                batch_size=_ROWS,
-                dtype=jnp.dtype(dtype),
-            )
-            theirs = partial(_peer, peer, prompts, _NEW)
+            made: dict[str, list[list[int]]] = {}
+
+            def ours(prompts: Any = prompts, dtype: Any = dtype, made: Any = made) -> None:
+                settings = {"max_new_tokens": _NEW, "eos_ids": [], "batch_size": _ROWS, "dtype": jnp.dtype(dtype)}
+                made["ours"] = generate_tokens(backbone.decoder, prompts, **settings).tokens
+
+            def theirs(prompts: Any = prompts, peer: Any = peer, made: Any = made) -> None:
+                made["theirs"] = _peer(peer, prompts, _NEW)
+
             seconds = in_turns(ours, theirs, repeats=2)
-            same = np.mean([np.mean(np.equal(a, b)) for a, b in zip(ours().tokens, theirs(), strict=True)])
+            same = np.mean([np.mean(np.equal(a, b)) for a, b in zip(made["ours"], made["theirs"], strict=True)])
             tokens = _ROWS * _NEW
             yield Measurement(
                 f"generate {_ROWS} x {_NEW} tokens, {name}, {dtype}",
