@@ -7,6 +7,7 @@ same recipe, with every seed, scores them while they train, and writes results.j
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +25,8 @@ from experiments.training_data import DataFile, TrainingData, describe, offline_
 from hrsa_jax.data.prompts import query_prompt
 from hrsa_jax.data.sampler import recipe_hash
 from hrsa_jax.embedding.batches import conversion_batches
-from hrsa_jax.embedding.export import export_sentence_transformers, model_card
+from hrsa_jax.embedding.encoder import Encoder
+from hrsa_jax.embedding.export import export_sentence_transformers, model_card, stock_prompt_cosine
 from hrsa_jax.embedding.recipe import ConversionConfig
 from hrsa_jax.embedding.step import contrastive_loss_fn
 from hrsa_jax.evaluation.offline_tasks import task_texts
@@ -283,12 +285,13 @@ class _Conversion:
                 best, stopped, curve = watch.best_step(), watch.stopped_at(), watch.curve()
                 if config.monitor is not None and config.monitor.keep == "best":
                     state = watch.restore_best(state)
-        self._export(state, self._folder / "model", stats)
+        kept = best if config.monitor is not None and config.monitor.keep == "best" else None
+        self._export(state, self._folder / "model", _scores(curve, kept))
         return {"stats": stats, "evaluation": curve, "best_step": best, "stopped_at": stopped}
 
     def _between(self, watch: Monitor | None, done: int, state: TrainState) -> bool:
         if done in self._config.snapshots:
-            self._export(state, self._folder / "snapshots" / f"step{done}", None)
+            self._export(state, self._folder / "snapshots" / f"step{done}", {})
         return watch is not None and watch.on_step(done, state)
 
     def _score(self, done: int, state: TrainState) -> dict[str, float]:
@@ -301,12 +304,13 @@ class _Conversion:
         decoder = decoder if self._config.lora is None else merge_lora(decoder)
         return self._backbone.with_decoder(decoder, source=self._model.source)
 
-    def _export(self, state: TrainState, folder: Path, stats: dict[str, Any] | None) -> None:
+    def _export(self, state: TrainState, folder: Path, scores: dict[str, float]) -> None:
         recipe, config = self._recipe, self._config
         instructions = sorted({row.instruction for rows in self._data.pairs.values() for row in rows[:1000]} - {""})
         prompts = {f"query_{i}": query_prompt(text, recipe.template) for i, text in enumerate(instructions)}
+        trained = self._trained(state)
         export_sentence_transformers(
-            self._trained(state),
+            trained,
             folder,
             pooling=recipe.pooling,
             normalize=True,
@@ -316,12 +320,20 @@ class _Conversion:
             card=model_card(
                 title=self._model.key,
                 base=self._source.source,
-                licence="see the backbone's own card",
+                licence=trained.licence,
                 recipe={**to_json(recipe), **to_json(config.optim), "lora": to_json(config.lora)},
                 data={name: f"{len(rows)} pairs" for name, rows in self._data.pairs.items()},
                 prompts=prompts,
+                scores=scores,
+                prompt_cosine=self._stock_cosine(trained, prompts),
             ),
         )
+
+    def _stock_cosine(self, trained: Backbone, prompts: Mapping[str, str]) -> float:
+        """How far stock sentence-transformers is off on the first queries, under the prompt that it reads worst."""
+        encoder = Encoder(trained, attention=self._recipe.attention, max_length=self._recipe.max_query_length)
+        queries = [row.query for rows in self._data.pairs.values() for row in rows[:8]]
+        return min((stock_prompt_cosine(encoder, queries, prompt) for prompt in prompts.values()), default=1.0)
 
     def _flops(self) -> float:
         layers = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._backbone.decoder.blocks)))
@@ -374,3 +386,9 @@ def _untrained(
                 stage.complete(evaluate(f"{model.name}-{attention}", backbone, stage.path / "results"))
         found[attention] = stage.result
     return found
+
+
+def _scores(curve: list[dict[str, Any]], step: int | None) -> dict[str, float]:
+    """Task scores of the evaluation at `step`, or of the last one; none without evaluations."""
+    rows = [row for row in curve if step is None or row["step"] == step]
+    return {name: score for name, score in rows[-1].items() if name not in ("step", "mean")} if rows else {}

@@ -51,6 +51,7 @@ def run(config: dict[str, Any]) -> int:
 def _model(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     yield "model", facts.source
     yield "read from", f"{facts.path}{f' (revision {facts.revision})' if facts.revision else ''}"
+    yield "licence", facts.licence or "not stated"
     yield "family", facts.config.family
     shares = ", ".join(f"{name} {size:,}" for name, size in facts.layers.items())
     yield "parameters", f"{facts.parameters:,} ({shares})"

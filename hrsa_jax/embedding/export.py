@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
+from hrsa_jax.data.tokenize import tokenize_texts
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.embedding.pooling import POOLINGS, Pooling
 from hrsa_jax.models.backbone import Backbone
@@ -86,7 +87,7 @@ def model_card(
     *,
     title: str,
     base: str,
-    licence: str,
+    licence: str | None,
     recipe: Mapping[str, Any],
     data: Mapping[str, Any],
     prompts: Mapping[str, str],
@@ -98,7 +99,7 @@ def model_card(
     Args:
       title: heading.
       base: source of the backbone.
-      licence: of the backbone's weights, as far as known.
+      licence: of the backbone's weights, as it states it.
       recipe, data: name -> value, shown as tables.
       prompts: as exported.
       scores: task -> score (0 to 1).
@@ -109,12 +110,15 @@ def model_card(
         "library_name: sentence-transformers",
         "pipeline_tag: sentence-similarity",
         "tags: [sentence-transformers, feature-extraction, hrsa_jax]",
+        *([f"license: {licence}"] if licence else []),
         "---",
         "",
         f"# {title}",
         "",
         f"A text-embedding model made from `{base}` by contrastive conversion with hrsa_jax.",
-        f"Licence: {licence}; it is that of the backbone's weights.",
+        f"Licence: {licence}; it is that of the backbone's weights."
+        if licence
+        else "Licence: the backbone states none; look it up before you pass this model on.",
         "",
         "## Use",
         "",
@@ -152,10 +156,14 @@ def stock_prompt_cosine(encoder: Encoder, texts: Sequence[str], prompt: str) -> 
 
     It counts the tokens of the prompt alone, which differs from the true span where a token reaches across.
     """
+    tokenizer = encoder.backbone.tokenizer
+    ids = tokenizer(prompt)["input_ids"]
+    stock_span = len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
+    spans_N = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=encoder.max_length).pool_start
+    if (spans_N == stock_span).all():
+        return 1.0  # both leave out the same tokens
     own_ND = encoder.encode(texts, prompt=prompt)
-    ids = encoder.backbone.tokenizer(prompt)["input_ids"]
-    closing = bool(ids) and ids[-1] in encoder.backbone.tokenizer.all_special_ids
-    stock_ND = encoder.encode(texts, prompt=prompt, pool_from=len(ids) - closing)
+    stock_ND = encoder.encode(texts, prompt=prompt, pool_from=stock_span)
     norms_N = np.linalg.norm(own_ND, axis=1) * np.linalg.norm(stock_ND, axis=1)
     return float(np.min(np.sum(own_ND * stock_ND, axis=1) / np.maximum(norms_N, 1e-12)))
 

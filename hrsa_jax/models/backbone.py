@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.gguf import GGUFFile, config_fields
+from hrsa_jax.models.licence import folder_licence, gguf_licence
 from hrsa_jax.models.safetensors_files import SafetensorsFolder, read_json
 from hrsa_jax.models.sentence_transformers_files import EmbeddingSettings, read_embedding_settings
 from hrsa_jax.models.source import ResolvedSource, resolve
@@ -32,7 +33,7 @@ class Backbone:
     """A model ready to run. `attention` is its native mode: what it was trained and saved with.
 
     files: what `fingerprint` covers; empty for a decoder made in this process, which is then hashed itself.
-    stop_token_ids: end-of-text ids of config and generation_config.
+    stop_token_ids: end-of-text ids of config and generation_config. licence: as the checkpoint states it.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Backbone:
     stop_token_ids: tuple[int, ...] = ()
     files: tuple[Path, ...] = ()
     revision: str | None = None
+    licence: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -217,6 +219,7 @@ def _load_gguf(found: ResolvedSource, dtype: Any, mesh: Mesh | None) -> Backbone
         stop_token_ids=config.eos_token_ids,
         files=(found.path,),
         revision=found.revision,
+        licence=gguf_licence(file.metadata),
     )
 
 
@@ -238,6 +241,7 @@ def _load_folder(found: ResolvedSource, dtype: Any, mesh: Mesh | None) -> Backbo
         stop_token_ids=_stop_tokens(folder, config),
         files=tuple(checkpoint.files),
         revision=found.revision,
+        licence=folder_licence(folder),
     )
 
 

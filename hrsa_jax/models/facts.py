@@ -9,6 +9,7 @@ from typing import Any
 
 from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.gguf import GGUFFile, config_fields
+from hrsa_jax.models.licence import folder_licence, gguf_licence
 from hrsa_jax.models.safetensors_files import SafetensorsFolder, read_json
 from hrsa_jax.models.sentence_transformers_files import EmbeddingSettings, read_embedding_settings
 from hrsa_jax.models.source import resolve
@@ -41,6 +42,7 @@ class ModelFacts:
     source: str
     path: Path
     revision: str | None
+    licence: str | None
     config: ModelConfig
     parameters: int
     stored: Mapping[str, int]
@@ -71,14 +73,14 @@ def model_facts(source: str) -> ModelFacts:
         file = GGUFFile(found.path)
         config = ModelConfig.from_hf(config_fields(file), where=str(found.path))
         checkpoint, paths, tokenizer = GGUFCheckpoint(file, config), [found.path], load_gguf_tokenizer(file)
-        pooling = file.pooling()
+        licence, pooling = gguf_licence(file.metadata), file.pooling()
         embedding = EmbeddingSettings(pooling=pooling) if pooling else None
         types = {name: _ggml_type(file.entries[name].kind) for name in checkpoint.entries}
     else:
         config = ModelConfig.from_hf(read_json(found.path / "config.json"), where=str(found.path / "config.json"))
         folder = SafetensorsFolder(found.path)
         checkpoint, paths, tokenizer = folder, list(folder.files), load_folder_tokenizer(found.path)
-        embedding = read_embedding_settings(found.path)
+        licence, embedding = folder_licence(found.path), read_embedding_settings(found.path)
         types = {name: entry.dtype.name for name, entry in folder.entries.items()}
     check_vocabulary(tokenizer, config.vocab_size, str(found.path))
     stored, shares = Counter[str](), Counter[str]()
@@ -92,6 +94,7 @@ def model_facts(source: str) -> ModelFacts:
         source=source,
         path=found.path,
         revision=found.revision,
+        licence=licence,
         config=config,
         parameters=sum(stored.values()),
         stored=dict(stored),

@@ -42,7 +42,7 @@ def write_data(folder, files):
             for i in range(3 + number % 4 * 2):
                 words = [WORDS[j] for j in random.integers(len(WORDS), size=4)]
                 stem = Path(file["path"]).stem
-                row = {"query": ["Find it", f"{words[0]} {stem} {i}"], "pos": [f"{' '.join(words)} {stem} {i}"]}
+                row = {"query": ["Find it", f"the {words[0]} {stem} {i}"], "pos": [f"{' '.join(words)} {stem} {i}"]}
                 row["neg"] = [f"{words[k]} {stem} no {i}" for k in range(i % 3)]
                 stream.write(json.dumps(row) + "\n")
 
