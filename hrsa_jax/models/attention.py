@@ -1,4 +1,4 @@
-"""Grouped-query attention over packed, padded or cached rows, in a few interchangeable implementations.
+"""Grouped-query attention over packed or padded rows, in a few interchangeable implementations.
 
 Shapes: q_BTNH, k_BSKH, v_BSKH with N = K * G query heads; kv heads are never repeated. Segment ids say which tokens
 see each other (equal ids do); 0 is padding. Scores, softmax and sums are float32 whatever the operands are, and the
@@ -249,37 +249,3 @@ def _automatic(length: int) -> str:
     if one_device and jax.default_backend() == "cpu":
         return "rows"
     return "xla" if length <= 2 * BLOCK else "blocked"
-
-
-def attend_cached(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    cached_k_BSKH: jax.Array,
-    cached_v_BSKH: jax.Array,
-    *,
-    start_B: jax.Array,
-    first_B: jax.Array,
-    window: int | jax.Array | None = None,
-) -> jax.Array:
-    """Causal attention of T new tokens to the cache and to each other -> float32 (B, T, N, H).
-
-    Row b's new tokens stand at slots start_B[b], start_B[b] + 1, ...; of its cache, slots first_B[b] .. start_B[b] - 1
-    hold earlier tokens. New keys and values need not be in the cache yet, so the layer loop never copies the cache.
-    """
-    T, S = q_BTNH.shape[1], cached_k_BSKH.shape[1]
-    new_BT = start_B[:, None] + jnp.arange(T)
-    slots_BS = jnp.broadcast_to(jnp.arange(S), (start_B.shape[0], S))
-    stored_BS = (slots_BS >= first_B[:, None]) & (slots_BS < start_B[:, None])
-    old = stored_BS[:, None, :] & visible(new_BT[:, :, None] - slots_BS[:, None, :], "causal", window)
-    new = (new_BT >= first_B[:, None])[:, None, :] & visible(new_BT[:, :, None] - new_BT[:, None, :], "causal", window)
-    q_BTKGH = _group(q_BTNH, k_BTKH.shape[2])
-    scores = jnp.concatenate([_scores(q_BTKGH, cached_k_BSKH), _scores(q_BTKGH, k_BTKH)], axis=-1)
-    scores = jnp.where(jnp.concatenate([old, new], axis=-1)[:, None, None], scores, _HIDDEN)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total_BTKG = weights.sum(-1).transpose(0, 3, 1, 2)
-    weights = weights.astype(v_BTKH.dtype)
-    mixed = jnp.einsum(
-        "bkgts,bskh->btkgh", weights[..., :S], cached_v_BSKH, preferred_element_type=jnp.float32
-    ) + jnp.einsum("bkgts,bskh->btkgh", weights[..., S:], v_BTKH, preferred_element_type=jnp.float32)
-    return (mixed / total_BTKG[..., None]).reshape(q_BTNH.shape)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hrsa_jax.models.attention import attend, attend_cached
+from hrsa_jax.models.attention import attend
 from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.matmul import adapted_matmul, matmul
 from hrsa_jax.models.rope import apply_rope, rope_tables
@@ -33,16 +33,6 @@ class DecoderOutput:
 
     last_BTD: jax.Array
     collected: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KVCache:
-    """Keys and values of earlier tokens, both (L, B, S, K, H); row b's text begins at slot first_B[b]."""
-
-    k_LBSKH: jax.Array
-    v_LBSKH: jax.Array
-    first_B: jax.Array
 
 
 class Initializer:
@@ -276,59 +266,3 @@ class Decoder(nnx.Module):
             return chosen - jax.nn.logsumexp(logits, axis=-1)
 
         return jax.lax.map(one, (h_blocks, target_blocks)).swapaxes(0, 1).reshape(B, padded)[:, :T]
-
-    def init_cache(
-        self, batch: int, length: int, dtype: Any = jnp.float32, *, first_B: jax.Array | None = None
-    ) -> KVCache:
-        """An empty cache for `batch` rows of `length` slots; first_B: slots of left padding, default none."""
-        config = self.config
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        first_B = jnp.zeros(batch, jnp.int32) if first_B is None else jnp.asarray(first_B, jnp.int32)
-        return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), first_B)
-
-    def extend(
-        self, tokens_BT: jax.Array, cache: KVCache, start_B: jax.Array, *, dtype: Any = jnp.float32
-    ) -> tuple[jax.Array, KVCache]:
-        """Runs T more tokens per row, causally: final states float32 (B, T, D) and the cache that holds them.
-
-        Row b's tokens go to slots start_B[b] .. start_B[b] + T - 1 and see its slots from first_B[b] on up to their
-        own; a token's position is its slot minus first_B[b]. Prompts padded on the right need no mask: start the next
-        token at the prompt's true length, and the padding behind it is overwritten before it can be seen.
-        """
-        config = self.config
-        T = tokens_BT.shape[1]
-        positions_BT = jnp.maximum(start_B[:, None] + jnp.arange(T) - cache.first_B[:, None], 0)
-        rope = rope_tables(config.rope, config.head_dim, positions_BT, jnp.ones_like(positions_BT))
-        shared_window, window_L = self._windows()
-
-        def step(
-            x_BTD: jax.Array, layer: tuple[Block, jax.Array, jax.Array, jax.Array | None]
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            block, cached_k, cached_v, window = layer
-
-            def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-                return attend_cached(
-                    q,
-                    k,
-                    v,
-                    cached_k,
-                    cached_v,
-                    start_B=start_B,
-                    first_B=cache.first_B,
-                    window=shared_window if window is None else window,
-                )
-
-            return block(x_BTD, rope, mix, dtype)
-
-        layers = (self.blocks, cache.k_LBSKH, cache.v_LBSKH, window_L)
-        x_BTD, (new_k, new_v) = jax.lax.scan(step, self._embed(tokens_BT), layers)
-
-        def write(cached_LBSKH: jax.Array, new_LBTKH: jax.Array) -> jax.Array:
-            def row(old_LSKH: jax.Array, new_LTKH: jax.Array, start: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_update_slice_in_dim(old_LSKH, new_LTKH, start, axis=1)
-
-            new_LBTKH = new_LBTKH.astype(cached_LBSKH.dtype)
-            return jax.vmap(row, in_axes=(1, 1, 0), out_axes=1)(cached_LBSKH, new_LBTKH, start_B)
-
-        cache = KVCache(write(cache.k_LBSKH, new_k), write(cache.v_LBSKH, new_v), cache.first_B)
-        return self.norm(x_BTD), cache

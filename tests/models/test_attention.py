@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hrsa_jax.models.attention import attend, attend_cached
+from hrsa_jax.models.attention import attend
 from hrsa_jax.runtime.mesh import make_mesh
 
 
@@ -78,18 +78,6 @@ def test_a_traced_window_and_half_precision():
     out = attend(*half, jnp.asarray(ids), attention="causal")
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, reference(q, k, v, ids, "causal", None), atol=0.1)
-
-
-def test_cached_attention_equals_whole_rows():
-    q, k, v, _ = inputs(T=12, segments=1)
-    ids = np.ones((2, 12), np.int32)
-    expected = reference(q, k, v, ids, "causal", 5)
-    cache_k, cache_v = np.full((2, 2, 20, 2, 8), 9.0, np.float32)
-    cache_k[:, :9], cache_v[:, :9] = k[:, :9], v[:, :9]
-    out = attend_cached(
-        q[:, 9:], k[:, 9:], v[:, 9:], cache_k, cache_v, start_B=jnp.array([9, 9]), first_B=jnp.zeros(2, int), window=5
-    )
-    np.testing.assert_allclose(out, expected[:, 9:], atol=2e-6)
 
 
 @pytest.mark.parametrize(("attention", "window"), [("causal", None), ("bidirectional", None), ("causal", 30)])

@@ -159,39 +159,6 @@ def test_log_probs_equal_log_softmax_and_its_gradient_without_all_logits():
     assert "f32[8,2,8,61]" not in text
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}],
-    ids=["plain", "windows"],
-)
-def test_the_cache_equals_the_whole_row_with_right_and_left_padding(changes):
-    decoder = tiny(**changes)
-    lengths = [6, 3]
-    tokens, mask = right_padded([9, 6], 61)  # prompts of 6 and 3, three more tokens each
-    expected, _ = our_states(decoder, tokens, mask, "causal")
-    extend = jax.jit(lambda decoder, *args: decoder.extend(*args))
-
-    prompts = np.where(np.arange(6) < np.array(lengths)[:, None], tokens[:, :6], 7)  # 7: padding that must not matter
-    right = decoder.init_cache(2, 10)
-    h, right = extend(decoder, prompts, right, jnp.zeros(2, int))
-    for row, n in enumerate(lengths):
-        np.testing.assert_allclose(h[row, :n], expected[-1, row, :n], atol=1e-5)
-    rolled = np.stack([np.roll(prompts[row], 6 - n) for row, n in enumerate(lengths)])
-    left = decoder.init_cache(2, 10, first_B=6 - np.array(lengths))
-    h, left = extend(decoder, rolled, left, jnp.zeros(2, int))
-    for row, n in enumerate(lengths):
-        np.testing.assert_allclose(h[row, 6 - n :], expected[-1, row, :n], atol=1e-5)
-
-    for step in range(3):
-        slots = np.array(lengths) + step
-        token = tokens[np.arange(2), slots][:, None]
-        wanted = expected[-1, np.arange(2), slots]
-        h, right = extend(decoder, token, right, jnp.asarray(slots))
-        np.testing.assert_allclose(h[:, 0], wanted, atol=1e-5)
-        h, left = extend(decoder, token, left, jnp.full(2, 6 + step))
-        np.testing.assert_allclose(h[:, 0], wanted, atol=1e-5)
-
-
 def test_the_decoder_is_a_pytree_that_splits_and_merges():
     decoder = tiny()
     graph, state = nnx.split(decoder)
