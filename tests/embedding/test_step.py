@@ -162,6 +162,7 @@ def test_averaged_gradients_of_two_batches_give_the_update_of_their_mean_loss(ba
         np.testing.assert_allclose(one - before, other - before, rtol=0, atol=1e-5 * change + 1e-7)
 
 
+@pytest.mark.slow
 def test_every_option_of_the_loss_is_the_same_in_chunks(backbone, build_pairs):
     pairs = [
         dataclasses.replace(pair, positive_scores=(0.9, 0.8), negative_scores=(0.3, 0.1)) for pair in build_pairs()

@@ -22,7 +22,6 @@ FAMILIES = {
     "mistral_7b": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "tie_word_embeddings": False},
     "smollm2": {},
 }
-SLOW = [name for name in FAMILIES if name != "paper_qwen2p5"]
 
 
 def load_config(name):
@@ -47,7 +46,8 @@ def write_data(folder, files):
                 stream.write(json.dumps(row) + "\n")
 
 
-@pytest.mark.parametrize("name", ["paper_qwen2p5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_config_runs_end_to_end_on_tiny_folders(name, tmp_path):
     config = load_config(name)
     assert config.pop("experiment") == "study"

@@ -8,8 +8,12 @@ import pytest
 from tiny import write_model
 
 from experiments import convert
+from experiments.run import Run
 from hrsa_jax.embedding.encoder import Encoder
+from hrsa_jax.runtime.config import build
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.workdir import Workdir
 
 WORDS = ["red", "green", "blue", "old", "new", "big", "cat", "dog", "fish", "bird", "house", "tree", "road", "city"]
 
@@ -96,6 +100,7 @@ def test_scores_curves_snapshots_and_data_are_kept(monitored):
     assert "<svg" in (path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_an_a_a_pair_gives_the_same_weights_to_the_bit(setting):
     results = run(config(setting) | {"pair": {"source": str(setting / "model")}}, setting / "aa")
     models = results["models"]
@@ -131,9 +136,11 @@ def test_evaluated_texts_are_refused_unless_allowed(setting):
     with pytest.raises(InputError, match="1 training texts are also test texts"):
         run(settings, setting / "leaky")
     settings["convert"]["allow_overlap"] = True
-    found = run(settings, setting / "allowed")["data"]["overlap"]
-    assert found["found"] == 1
-    assert found["examples"][0]["dataset"] == "leak"
+    allowed = build(convert.ConvertRun, settings).convert
+    with Workdir(setting / "allowed", {}) as workdir:
+        data = convert.training_data(allowed, Run(workdir, RunLog(None)))
+    assert data.facts["overlap"]["found"] == 1
+    assert data.facts["overlap"]["examples"][0]["dataset"] == "leak"
 
 
 @pytest.mark.parametrize(
