@@ -29,7 +29,7 @@ def main() -> int:
         for item in importlib.import_module(f"benchmarks.{room}").measurements():
             print(item.line(), flush=True)
             measured.append(item)
-        save(room, measured)
+            save(room, measured)  # each as it comes: a room that is stopped keeps what it measured
     return 0
 
 

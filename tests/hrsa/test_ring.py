@@ -108,6 +108,7 @@ def test_two_processes_equal_one_device():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     script = str(Path(__file__).parent / "two_processes.py")
     runs = [
         subprocess.Popen(

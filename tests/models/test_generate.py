@@ -152,8 +152,8 @@ def test_calls_of_equal_shape_are_compiled_once(decoder):
     generate_tokens(decoder, _prompts(5, 6, 7, 8), eos_ids=[1], **options)
     compiled = [program._cache_size() for program in (generate._enter, generate._advance)]
     merged = jax.tree.map(lambda x: x * 1.01, decoder)
-    generate_tokens(merged, _prompts(30, 2, 3), eos_ids=[4, 5], seed=9, **(options | {"temperature": 1.1}))
-    generate_tokens(decoder, _prompts(30, 2, 3, 4, 5, 6, 7, 8), eos_ids=[], **options)
+    generate_tokens(merged, _prompts(14, 2, 3), eos_ids=[4, 5], seed=9, **(options | {"temperature": 1.1}))
+    generate_tokens(decoder, _prompts(14, 2, 3, 4, 5, 6, 7, 8), eos_ids=[], **options)
     assert [program._cache_size() for program in (generate._enter, generate._advance)] == compiled
 
 
