@@ -80,6 +80,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         named = re.search(r"'(\w+)'.*?(?:Did you mean \"(\w+)\"|$)", str(error).replace("\\", ""), re.DOTALL)
         hint = f", did you mean {named[2]!r}" if named and named[2] else ""
         text = f"the config has no setting {named[1] if named else error!r}{hint}"
+    except OSError as error:  # overrides of a config file that cannot be loaded
+        text = _unloadable(argv, error)
     except (flags.Error, TypeError, ValueError) as error:
         text = " ".join(str(error).split()).rstrip(".:? ")
     print(f"error: {text}: correct the command (settings are listed in the config file)", file=sys.stderr)
@@ -91,10 +93,19 @@ def _load_config() -> dict[str, Any]:
 
     try:
         return _CONFIG.value.to_dict()
-    except OSError as error:  # ml_collections reports a missing file and an error inside it alike, over many lines
-        path = next((item.split("=", 1)[1] for item in sys.argv if item.startswith("--config=")), "")
-        why = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"config file {path!r} cannot be loaded ({why}): check its path and content") from error
+    except OSError as error:
+        raise InputError(f"{_unloadable(sys.argv, error)}: check its path and content") from error
+
+
+def _unloadable(argv: list[str], error: OSError) -> str:
+    """ml_collections reports a missing file and an error inside it alike, over many lines."""
+    path = ""
+    for item, following in zip(argv, [*argv[1:], ""], strict=True):
+        given = re.fullmatch(r"--?config(?:=(.*))?", item)
+        if given:
+            path = given[1] if given[1] is not None else following
+    why = str(error).strip().splitlines()[-1].strip() if os.path.exists(path) else "there is no such file"
+    return f"config file {path!r} cannot be loaded ({why})"
 
 
 def _command() -> str:

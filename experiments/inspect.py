@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hrsa_jax.embedding.encoder import working_memory
+from hrsa_jax.embedding.encoder import DEFAULT_MAX_LENGTH, working_memory
 from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.facts import ModelFacts, model_facts
 from hrsa_jax.models.lora import LoRAConfig
@@ -55,7 +55,7 @@ def _model(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     yield "family", facts.config.family
     shares = ", ".join(f"{name} {size:,}" for name, size in facts.layers.items())
     yield "parameters", f"{facts.parameters:,} ({shares})"
-    types = ", ".join(f"{name} {size / facts.parameters:.1%}" for name, size in facts.stored.items())
+    types = ", ".join(f"{name} {_share(size / facts.parameters)}" for name, size in facts.stored.items())
     yield "stored as", f"{types}; {_size(facts.bytes_on_disk)}"
 
 
@@ -78,9 +78,10 @@ def _use(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     stored = facts.embedding
     if stored is None:
         yield "embedding", "no sentence-transformers files: mean pooling, normalised, unless told otherwise"
+        yield "longest text", f"{_longest(facts):,} tokens, unless told otherwise"
         return
     yield "pooling", f"{stored.pooling}{', normalised' if stored.normalize else ''}"
-    yield "longest text", f"{stored.max_length or facts.config.max_position_embeddings:,} tokens"
+    yield "longest text", f"{_longest(facts):,} tokens"
     for name, prompt in stored.prompts.items():
         yield "prompt", f"{name}{' (default)' if name == stored.default_prompt else ''}: {prompt!r}"
 
@@ -97,16 +98,25 @@ def _tokenizer(facts: ModelFacts) -> Iterator[tuple[str, str]]:
 
 def _memory(facts: ModelFacts, setting: InspectConfig) -> Iterator[tuple[str, str]]:
     size = _ITEMSIZE[setting.dtype]
-    yield "weights", f"{_size(facts.parameters * 4)} in float32, {_size(facts.parameters * 2)} in bfloat16"
+    yield (
+        "weights",
+        f"{_size(facts.parameters * 4)} in float32 as loaded; an encoder in bfloat16 adds a copy of half that",
+    )
     rows = setting.batch_tokens // setting.row_length
     work = working_memory(
         facts.config, rows=rows, row_length=setting.row_length, attention=facts.attention, dtype=setting.dtype
     )
-    yield "encoding", f"{_size(work)} more for {rows} rows of {setting.row_length} tokens in {setting.dtype}"
+    yield "encoding", f"{_size(work)} more for {rows} rows of {setting.row_length} tokens in {setting.dtype}, here"
     yield "generating", f"{_size(facts.cache_bytes(itemsize=size))} of cache for every token of every row"
     adapter = _adapter_parameters(facts.config, LoRAConfig())
-    yield "training all", f"{_size(facts.parameters * _TRAINED)} of weights, gradients and AdamW state"
-    yield "training LoRA", f"{_size(facts.parameters * 4 + adapter * _TRAINED)} (rank 16 on every linear layer)"
+    yield (
+        "training all",
+        f"{_size(facts.parameters * _TRAINED)} of weights, gradients and AdamW state, without activations",
+    )
+    yield (
+        "training LoRA",
+        f"{_size(facts.parameters * 4 + adapter * _TRAINED)} (rank 16 on every linear layer), without activations",
+    )
 
 
 def _adapter_parameters(config: ModelConfig, lora: LoRAConfig) -> int:
@@ -122,6 +132,15 @@ def _adapter_parameters(config: ModelConfig, lora: LoRAConfig) -> int:
         "down_proj": inner + width,
     }
     return config.num_layers * lora.rank * sum(ends[name] for name in lora.targets)
+
+
+def _longest(facts: ModelFacts) -> int:
+    stored = facts.embedding.max_length if facts.embedding else None
+    return min(stored or DEFAULT_MAX_LENGTH, facts.config.max_position_embeddings)
+
+
+def _share(value: float) -> str:
+    return "below 0.1%" if value < 0.001 else f"{value:.1%}"
 
 
 def _size(count: float) -> str:

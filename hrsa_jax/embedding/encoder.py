@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -79,11 +80,14 @@ class Encoder:
         self.attention: str = attention or self.backbone.attention
         self.pooling: Any = pooling or (stored.pooling if stored else "mean")
         self.normalize = normalize if normalize is not None else (stored.normalize if stored else True)
-        self.max_length = max_length or (stored and stored.max_length) or min(DEFAULT_MAX_LENGTH, longest)
+        kept = stored.max_length if stored and stored.max_length else DEFAULT_MAX_LENGTH
+        self.max_length = max_length or min(kept, longest)  # a tokenizer's limit may exceed the model's
         self.prompts: dict[str, str] = dict(stored.prompts) if stored else {}
         self._default_prompt = self.prompts.get(stored.default_prompt or "", "") if stored else ""
         self._pools_prompt = stored is not None and stored.include_prompt
         self.dtype, self.batch_tokens, self.allow_empty = dtype, batch_tokens, allow_empty
+        if dtype not in _START_COST:
+            raise InputError(f"dtype {dtype!r} is not known; it is one of {', '.join(_START_COST)}.")
         if self.pooling not in POOLINGS or self.attention not in ("causal", "bidirectional"):
             raise InputError(
                 f"Pooling {self.pooling!r} with attention {self.attention!r} is not known; pooling is one of "
@@ -186,14 +190,15 @@ class Encoder:
         pending: deque[tuple[_Batch, jax.Array]] = deque()
         for batch in self._batches(tokens):
             rows = shard_batch(self._mesh, batch.rows) if self._mesh is not None else batch.rows
-            pooled = _pooled_rows(
-                self._decoder,
-                rows,
-                attention=self.attention,
-                how=self.pooling,
-                dtype=self.dtype,
-                hidden=hidden,
-            )
+            with jax.set_mesh(self._mesh) if self._mesh is not None else nullcontext():
+                pooled = _pooled_rows(
+                    self._decoder,
+                    rows,
+                    attention=self.attention,
+                    how=self.pooling,
+                    dtype=self.dtype,
+                    hidden=hidden,
+                )
             pending.append((batch, pooled))
             if len(pending) > 2:
                 _collect(out_LND, *pending.popleft())

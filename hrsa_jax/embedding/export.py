@@ -110,7 +110,7 @@ def model_card(
         "library_name: sentence-transformers",
         "pipeline_tag: sentence-similarity",
         "tags: [sentence-transformers, feature-extraction, hrsa_jax]",
-        *([f"license: {licence}"] if licence else []),
+        *([f"license: {json.dumps(licence)}"] if licence else []),
         "---",
         "",
         f"# {title}",

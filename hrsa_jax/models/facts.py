@@ -84,7 +84,8 @@ def model_facts(source: str) -> ModelFacts:
         types = {name: entry.dtype.name for name, entry in folder.entries.items()}
     check_vocabulary(tokenizer, config.vocab_size, str(found.path))
     stored, shares = Counter[str](), Counter[str]()
-    for parameter, names in stored_parameters(config, checkpoint, where=str(found.path)).items():
+    config, parameters = stored_parameters(config, checkpoint, where=str(found.path))
+    for parameter, names in parameters.items():
         for name in names:
             size = prod(checkpoint.entries[name].shape)
             stored[types[name]] += size
@@ -97,7 +98,7 @@ def model_facts(source: str) -> ModelFacts:
         licence=licence,
         config=config,
         parameters=sum(stored.values()),
-        stored=dict(stored),
+        stored=dict(stored.most_common()),
         bytes_on_disk=sum(path.stat().st_size for path in paths),
         embedding=embedding,
         tokenizer=_tokenizer_facts(tokenizer),

@@ -194,17 +194,20 @@ def _place(shape: tuple[int, ...], sharding: Sharding, fill: Callable[[Index], n
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
-def stored_parameters(config: ModelConfig, checkpoint: Checkpoint, *, where: str) -> dict[str, tuple[str, ...]]:
-    """Reads headers only: every decoder parameter and the names of the checkpoint's tensors that fill it.
+def stored_parameters(
+    config: ModelConfig, checkpoint: Checkpoint, *, where: str
+) -> tuple[ModelConfig, dict[str, tuple[str, ...]]]:
+    """Reads headers only: the config as the tensors complete it, every decoder parameter and the tensors that fill it.
 
     Raises:
         InputError: tensors missing, unexpected or misshapen (all listed at once).
     """
-    return {target.path: target.names for target in _fit(config, checkpoint, where)[2]}
+    config, _, _, targets = _fit(config, checkpoint, where)
+    return config, {target.path: target.names for target in targets}
 
 
-def _fit(config: ModelConfig, checkpoint: Checkpoint, where: str) -> tuple[Any, Any, list[_Target]]:
-    """The decoder's graph and abstract state, and where each parameter comes from; all mismatches in one error."""
+def _fit(config: ModelConfig, checkpoint: Checkpoint, where: str) -> tuple[ModelConfig, Any, Any, list[_Target]]:
+    """The config, the decoder's graph and abstract state, where each parameter lies; all mismatches in one error."""
     style = "gguf" if isinstance(checkpoint, GGUFCheckpoint) else "hf"
     if style == "hf" and "embed_tokens.weight" in checkpoint.entries:
         style = "hf-base"
@@ -213,7 +216,7 @@ def _fit(config: ModelConfig, checkpoint: Checkpoint, where: str) -> tuple[Any, 
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config)))
     targets = _targets(config, state, style)
     _check(targets, checkpoint, config, where)
-    return graph, state, targets
+    return config, graph, state, targets
 
 
 def load_weights(
@@ -235,7 +238,7 @@ def load_weights(
     Raises:
         InputError: tensors missing, unexpected, misshapen (all listed at once), or not finite.
     """
-    graph, state, targets = _fit(config, checkpoint, where)
+    config, graph, state, targets = _fit(config, checkpoint, where)
     if dtype is None:
         dtype = getattr(checkpoint.entries[targets[0].names[0]], "dtype", np.float32)
     arrays = {}

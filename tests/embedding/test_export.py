@@ -131,7 +131,7 @@ def test_model_card_states_what_matters():
     )
     for part in ("# base-Emb", "Apache-2.0", "| temperature | 0.02 |", "a\\|b\\nc", "| Lee50 | 0.4321 |", "0.9500"):
         assert part in card
-    assert "license: Apache-2.0" in card.split("---")[1]
+    assert 'license: "Apache-2.0"' in card.split("---")[1]
     bare = model_card(title="t", base="b", licence=None, recipe={}, data={}, prompts={}, prompt_cosine=1.0)
     assert "Caution" not in bare
     assert "license:" not in bare

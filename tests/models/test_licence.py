@@ -13,6 +13,10 @@ from hrsa_jax.models.licence import folder_licence, gguf_licence
         ("# Model\nlicense: mit\n", None),  # not in the front matter
         ("---\nlicense: [mit, gpl]\n---\n", None),
         ("", None),
+        ("---\nlicense:\ntags: [a]\n---\n", None),
+        ("---\nlicense: null\n---\n", None),
+        ("---\nlicense: mit  # checked\n---\n", "mit"),
+        ("---\nlicense: other\nlicense_name: llama3.1-community\n---\n", "llama3.1-community"),
     ],
 )
 def test_the_front_matter_of_a_card(tmp_path, card, expected):
