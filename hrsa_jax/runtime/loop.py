@@ -184,9 +184,12 @@ class _Watch:
         self._clock = time.monotonic()
 
     def push(self, number: int, metrics: Metrics, batch: PyTree, progress: Any) -> None:
-        """Takes the numbers of a step that is still running, and reads those of the step before."""
+        """Takes the numbers of a step that may still be running, and reads those of the step before."""
         self.drain(progress)
         self._pending = (number, metrics, batch)
+        arrays = [leaf for leaf in jax.tree.leaves(metrics) if isinstance(leaf, jax.Array)]
+        if arrays and all(array.is_ready() for array in arrays):  # type: ignore[attr-defined]
+            self.drain(progress)  # a CPU computes within the call: read late, a step would get the next one's time
 
     def drain(self, progress: Any) -> None:
         """Waits for the step that was pushed last."""

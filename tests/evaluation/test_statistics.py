@@ -45,7 +45,8 @@ def test_crossed_interval_covers_and_equivalence_keeps_its_size(tasks, seeds):
 def test_crossed_interval_in_a_large_simulation(tasks, seeds):
     covered, called_equal = coverage_and_size(20_000, tasks, seeds, SPREAD)
     assert 0.87 <= covered <= 0.95
-    assert called_equal <= (0.05 if tasks <= 41 else 0.065)  # few seeds, many tasks: df near 3, a little liberal
+    noise = 3 * np.sqrt(0.05 * 0.95 / 20_000)  # at 41 tasks the share is 5.0% (5.009% of 500,000 tables)
+    assert called_equal <= (0.05 + noise if tasks <= 41 else 0.065)  # many tasks: df near 3, a little liberal
 
 
 def test_crossed_interval_against_mean_squares_by_hand():
