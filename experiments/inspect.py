@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flax import nnx
+
 from hrsa_jax.embedding.encoder import DEFAULT_MAX_LENGTH, working_memory
 from hrsa_jax.models.config import ModelConfig
+from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.facts import ModelFacts, model_facts
-from hrsa_jax.models.lora import LoRAConfig
+from hrsa_jax.models.lora import LoRAConfig, stacked_linears
 from hrsa_jax.runtime.config import build
 from hrsa_jax.runtime.errors import InputError
 
@@ -120,18 +123,9 @@ def _memory(facts: ModelFacts, setting: InspectConfig) -> Iterator[tuple[str, st
 
 
 def _adapter_parameters(config: ModelConfig, lora: LoRAConfig) -> int:
-    width, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    ends = {
-        "q_proj": width + queries,
-        "k_proj": width + keys,
-        "v_proj": width + keys,
-        "o_proj": queries + width,
-        "gate_proj": width + inner,
-        "up_proj": width + inner,
-        "down_proj": inner + width,
-    }
-    return config.num_layers * lora.rank * sum(ends[name] for name in lora.targets)
+    linears = stacked_linears(nnx.eval_shape(lambda: Decoder(config)))
+    shapes = [linears[name].kernel.get_value().shape for name in lora.targets]
+    return sum(layers * lora.rank * (inputs + outputs) for layers, inputs, outputs in shapes)
 
 
 def _longest(facts: ModelFacts) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from experiments.convert import MeshConfig
+from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Model, Run
 from experiments.variant import change, label, measure, numbers, write_report
 from hrsa_jax.models.backbone import Backbone
@@ -33,7 +33,7 @@ from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
-from hrsa_jax.runtime.mesh import make_mesh, shard_batch
+from hrsa_jax.runtime.mesh import shard_batch
 from hrsa_jax.runtime.workdir import Workdir, write_json
 
 _MODEL = "stages/tune/model"
@@ -106,8 +106,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     setting, started = build(TuneRun, config), time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        mesh = make_mesh(**to_json(setting.mesh)) if jax.device_count() > 1 else None
-        context = Run(workdir, log, mesh=mesh)
+        context = Run(workdir, log, mesh=device_mesh(setting.mesh))
         log.line(f"hrsa_jax tune of {setting.base!r} by {setting.tune.method}\n  workdir  {workdir.path}")
         base = context.model("base", setting.base)
         if setting.tune.method == "trace":

@@ -306,12 +306,9 @@ def working_memory(
     shape = jax.ShapeDtypeStruct((rows, row_length), jnp.int32)
     batch = PackedRows(shape, shape, shape, jax.ShapeDtypeStruct((rows, row_length), jnp.bool_))
     settings: dict[str, Any] = {"attention": attention, "how": "mean", "dtype": dtype, "hidden": False}
-    memory: Any = _pooled_rows.lower(_cast_abstract(decoder, dtype), batch, **settings).compile().memory_analysis()
+    decoder = jax.eval_shape(functools.partial(_cast_kernels, dtype=dtype), decoder)
+    memory: Any = _pooled_rows.lower(decoder, batch, **settings).compile().memory_analysis()
     return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
-
-
-def _cast_abstract(decoder: Any, dtype: str) -> Any:
-    return jax.eval_shape(functools.partial(_cast_kernels, dtype=dtype), decoder)
 
 
 def _cast_kernels(decoder: Decoder, dtype: str) -> Decoder:

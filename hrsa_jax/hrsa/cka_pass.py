@@ -17,8 +17,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hrsa_jax.hrsa.cka_core import Resolved, biased, cka_ratio, resolve
-from hrsa_jax.hrsa.cka_stack import Hsics, all_pairs, quads
-from hrsa_jax.hrsa.cka_texts import TextSums, combine, enough_texts, row_terms, text_term, triple_sums
+from hrsa_jax.hrsa.cka_stack import Hsics, all_pairs, quads, triples
+from hrsa_jax.hrsa.cka_texts import TextSums, combine, enough_texts, row_terms, text_term
 from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_labels, to_pair, unit_rms
 
 TILE = 256  # rows of a tile: (L + M) x 256 x 256 floats stay near the cache
@@ -63,9 +63,9 @@ def _pass(xs_LND: Array, ys_MND: Array, labels: Array, texts: int, matching: boo
     tiles = _gram_sums(xs, ys, labels, f, matching)
     sums = [jax.lax.map(lambda x: jax.ops.segment_sum(x, labels, texts), side) for side in (xs, ys)]
     kernels = [einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums]
-    triples, triple_rows, triple_columns = _triples(xs, ys, sums, labels, f, matching)
-    parts = zip(tiles.texts, quads(*kernels), triples, strict=True)
-    terms = Hsics(*(text_term(pairs, fours / n**2, threes / n) for pairs, fours, threes in parts))
+    threes, triple_rows, triple_columns = triples(xs, ys, sums, labels, f, tile=TILE, matching=matching)
+    parts = zip(tiles.texts, quads(*kernels), threes, strict=True)
+    terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in parts))
     present = (sizes > 0).sum()
     found = [all_pairs(Hsics(*map(biased, tiles.biased))), enough_texts(all_pairs(terms), present >= 4)]
     if matching:
@@ -145,47 +145,6 @@ def _gram_sums(xs: Array, ys: Array, labels: Array, f: Array, matching: bool) ->
 def _add_rows(total: Array, part: Array, start: Array) -> Array:
     here = jax.lax.dynamic_slice_in_dim(total, start, part.shape[1], 1)
     return jax.lax.dynamic_update_slice_in_dim(total, here + part, start, 1)
-
-
-def _triples(
-    xs: Array, ys: Array, sums: list[Array], labels: Array, f: Array, matching: bool
-) -> tuple[Hsics, list[Array], list[Array]]:
-    """Sum of P_it Q_iu (1 - f_i - f_t - f_u) over different texts s(i), t, u of all layer pairs; for matching layers
-    also its row sums (L, n, 2) and column sums (L, G, 6) of xy, xx, yy as `cka_texts.triple_sums` gives them."""
-    n = xs.shape[1]
-    tile = min(TILE, n)
-    padding = -n % tile
-    own_text = jnp.pad(labels, (0, padding), constant_values=len(f)).reshape(-1, tile)
-    own_f = jnp.pad(f[labels], (0, padding)).reshape(-1, tile)
-
-    def tiles(stack: Array) -> Array:
-        padded = jnp.pad(stack, ((0, 0), (0, padding), (0, 0)))
-        return padded.reshape(len(stack), -1, tile, stack.shape[2]).swapaxes(0, 1)
-
-    def one_tile(total: tuple, rows: tuple[Array, ...]) -> tuple[tuple, Any]:
-        x, y, text, f_i = rows
-        other = text[:, None] != jnp.arange(len(f))
-        p, q = (jnp.where(other, einsum("lad,ltd->lat", r, s), 0.0) for r, s in zip((x, y), sums, strict=True))
-        left = (1 - f_i)[:, None] - 2 * f
-
-        def term(p: Array, q: Array, product: str) -> Array:
-            r, c, rn, cn = p.sum(2), q.sum(2), matmul(p, f), matmul(q, f)
-            rows_part = einsum(product, r * (1 - f_i) - rn, c) - einsum(product, r, cn)
-            flat = (len(p), -1), (len(q), -1)
-            return rows_part - einsum(product, (p * left).reshape(flat[0]), q.reshape(flat[1]))
-
-        found = Hsics(term(p, q, "la,ma->lm"), term(p, p, "la,la->l"), term(q, q, "la,la->l"))
-        if not matching:
-            return (jax.tree.map(jnp.add, total[0], found), ()), ()
-        each = [jax.vmap(lambda a, b: triple_sums(a, b, f_i, f))(a, b) for a, b in ((p, q), (p, p), (q, q))]
-        columns = tuple(a + b[1] for a, b in zip(total[1], each, strict=True))
-        return (jax.tree.map(jnp.add, total[0], found), columns), tuple(rows_of for rows_of, _ in each)
-
-    start = Hsics(*(jnp.zeros(shape, xs.dtype) for shape in ((len(xs), len(ys)), len(xs), len(ys))))
-    empty = tuple(jnp.zeros((len(xs), len(f), 6), xs.dtype) for _ in range(3 if matching else 0))
-    (total, columns), rows = jax.lax.scan(one_tile, (start, empty), (tiles(xs), tiles(ys), own_text, own_f))
-    by_row = [part.swapaxes(0, 1).reshape(len(xs), -1, 2)[:, :n] for part in rows]
-    return total, by_row, list(columns)
 
 
 # ---- curves ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hrsa_jax.hrsa.cka_core import Resolved, Term, biased, cka_ratio, hsic, resolve
-from hrsa_jax.hrsa.cka_texts import enough_texts, text_term
+from hrsa_jax.hrsa.cka_texts import enough_texts, text_term, triple_sums
 from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_labels, to_pair, unit_rms
 
 TILE = 512  # rows of a Gram tile: (L + M) x 512 x 512 floats are alive at once
@@ -185,8 +185,8 @@ def _text_matrix(xs_LND: Array, ys_MND: Array, labels: Array, texts: int) -> Res
     pairs = tile_products((xs, ys), (xs, ys), (first, second, np.where(first == second, 1, 2)), tile, weight)
     sums = [jax.lax.map(lambda x: jax.ops.segment_sum(x, labels, texts), s) for s in (xs, ys)]
     fours = quads(*(einsum("lsd,ltd->lst", s, s) * (1 - jnp.eye(texts, dtype=xs.dtype)) for s in sums))
-    triples = _triples(xs, ys, sums[0], sums[1], labels, f)
-    terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in zip(pairs, fours, triples, strict=True)))
+    threes = triples(xs, ys, sums, labels, f, tile=TILE, matching=False)[0]
+    terms = Hsics(*(text_term(a, b / n**2, c / n) for a, b, c in zip(pairs, fours, threes, strict=True)))
     return enough_texts(all_pairs(terms), (sizes > 0).sum() >= 4)
 
 
@@ -205,10 +205,16 @@ def quads(k_LTT: Array, l_MTT: Array) -> Hsics:
     )
 
 
-def _triples(xs: Array, ys: Array, x_sums: Array, y_sums: Array, labels: Array, f: Array) -> Hsics:
-    """Sum of P_it Q_iu (1 - f_i - f_t - f_u) over different texts s(i), t, u, one tile of rows at a time."""
+def triples(
+    xs: Array, ys: Array, sums: list[Array], labels: Array, f: Array, *, tile: int, matching: bool
+) -> tuple[Hsics, list[Array], list[Array]]:
+    """Sum of P_it Q_iu (1 - f_i - f_t - f_u) over different texts s(i), t, u of all layer pairs, `tile` rows at a time.
+
+    For matching layers also its row sums (L, n, 2) and column sums (L, G, 6) of xy, xx, yy as `cka_texts.triple_sums`
+    gives them.
+    """
     n = xs.shape[1]
-    tile = min(TILE, n)
+    tile = min(tile, n)
     padding = -n % tile
     own_text = jnp.pad(labels, (0, padding), constant_values=len(f)).reshape(-1, tile)
     own_f = jnp.pad(f[labels], (0, padding)).reshape(-1, tile)
@@ -217,10 +223,10 @@ def _triples(xs: Array, ys: Array, x_sums: Array, y_sums: Array, labels: Array, 
         padded = jnp.pad(stack, ((0, 0), (0, padding), (0, 0)))
         return padded.reshape(len(stack), -1, tile, stack.shape[2]).swapaxes(0, 1)
 
-    def one_tile(total: Hsics, rows: tuple[Array, ...]) -> tuple[Hsics, None]:
+    def one_tile(total: tuple, rows: tuple[Array, ...]) -> tuple[tuple, Any]:
         x, y, text, f_i = rows
         other = text[:, None] != jnp.arange(len(f))
-        p, q = (jnp.where(other, einsum("lad,ltd->lat", r, s), 0.0) for r, s in ((x, x_sums), (y, y_sums)))
+        p, q = (jnp.where(other, einsum("lad,ltd->lat", r, s), 0.0) for r, s in zip((x, y), sums, strict=True))
         left = (1 - f_i)[:, None] - 2 * f
 
         def term(p: Array, q: Array, product: str) -> Array:
@@ -230,7 +236,14 @@ def _triples(xs: Array, ys: Array, x_sums: Array, y_sums: Array, labels: Array, 
             return rows_part - einsum(product, (p * left).reshape(flat[0]), q.reshape(flat[1]))
 
         found = Hsics(term(p, q, "la,ma->lm"), term(p, p, "la,la->l"), term(q, q, "la,la->l"))
-        return jax.tree.map(jnp.add, total, found), None
+        if not matching:
+            return (jax.tree.map(jnp.add, total[0], found), ()), ()
+        each = [jax.vmap(lambda a, b: triple_sums(a, b, f_i, f))(a, b) for a, b in ((p, q), (p, p), (q, q))]
+        columns = tuple(a + b[1] for a, b in zip(total[1], each, strict=True))
+        return (jax.tree.map(jnp.add, total[0], found), columns), tuple(rows_of for rows_of, _ in each)
 
     start = Hsics(*(jnp.zeros(shape, xs.dtype) for shape in ((len(xs), len(ys)), len(xs), len(ys))))
-    return jax.lax.scan(one_tile, start, (tiles(xs), tiles(ys), own_text, own_f))[0]
+    empty = tuple(jnp.zeros((len(xs), len(f), 6), xs.dtype) for _ in range(3 if matching else 0))
+    (total, columns), rows = jax.lax.scan(one_tile, (start, empty), (tiles(xs), tiles(ys), own_text, own_f))
+    by_row = [part.swapaxes(0, 1).reshape(len(xs), -1, 2)[:, :n] for part in rows]
+    return total, by_row, list(columns)

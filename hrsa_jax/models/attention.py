@@ -11,7 +11,7 @@ by name. "auto" is "rows" on one CPU device, else "xla" up to 2 * BLOCK tokens a
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,26 +81,27 @@ def _blocked(
     window: int | jax.Array | None,
 ) -> jax.Array:
     """BLOCK queries at a time, against only those keys that a static mask leaves visible."""
-    T = q_BTNH.shape[1]
     q_BTKGH = _group(q_BTNH, k_BTKH.shape[2])
-    reach = window if isinstance(window, int) else None  # a traced window (mixed layers) cuts nothing off
     outputs = []
-    for queries, keys in _blocks(T, attention, reach):
-        distance = np.arange(T)[queries, None] - np.arange(T)[None, keys]
-        same = segment_ids_BT[:, queries, None] == segment_ids_BT[:, None, keys]
-        mask = same & visible(distance, attention, window)
-        outputs.append(_masked_attention(q_BTKGH[:, queries], k_BTKH[:, keys], v_BTKH[:, keys], mask))
+    for queries, keys, seen_QS in _blocks(q_BTNH.shape[1], attention, window):
+        same_BQS = segment_ids_BT[:, queries, None] == segment_ids_BT[:, None, keys]
+        outputs.append(_masked_attention(q_BTKGH[:, queries], k_BTKH[:, keys], v_BTKH[:, keys], same_BQS & seen_QS))
     return jnp.concatenate(outputs, axis=1)
 
 
-def _blocks(length: int, attention: str, reach: int | None) -> list[tuple[slice, slice]]:
-    """(queries, keys they may see) of every block: the keys that causality or a window of `reach` leaves."""
+def _blocks(length: int, attention: str, window: int | jax.Array | None) -> list[tuple[slice, slice, Any]]:
+    """(queries, the keys that causality or the window leaves them, which of these each query may see) of every block.
+
+    A traced window (mixed layers) cuts no keys off.
+    """
+    reach = window if isinstance(window, int) else None
     blocks = []
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
         first = 0 if reach is None else max(0, start - reach)
         last = stop if attention == "causal" else length if reach is None else min(length, stop + reach)
-        blocks.append((slice(start, stop), slice(first, last)))
+        distance_QS = np.arange(start, stop)[:, None] - np.arange(first, last)[None, :]
+        blocks.append((slice(start, stop), slice(first, last), visible(distance_QS, attention, window)))
     return blocks
 
 
@@ -118,7 +119,6 @@ def _rows(
     """
     T, N, H = q_BTNH.shape[1:]
     K = k_BTKH.shape[2]
-    reach = window if isinstance(window, int) else None
 
     def one(row: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q_TNH, k_TKH, v_TKH = (array.astype(jnp.float32) for array in row[:3])
@@ -126,11 +126,9 @@ def _rows(
         q_KGTH = q_TNH.reshape(T, K, N // K, H).transpose(1, 2, 0, 3)
         k_KTH, v_KTH = k_TKH.swapaxes(0, 1), v_TKH.swapaxes(0, 1)
         outputs = []
-        for queries, keys in _blocks(T, attention, reach):
-            index_Q, index_S = np.arange(T)[queries], np.arange(T)[keys]
+        for queries, keys, seen_QS in _blocks(T, attention, window):
             same_QS = segment_ids_T[queries, None] == segment_ids_T[None, keys]
-            mask_QS = same_QS & visible(index_Q[:, None] - index_S[None, :], attention, window)
-            bias_QS = jnp.where(mask_QS, 0.0, _HIDDEN)  # a sum over all heads is faster than a select in each
+            bias_QS = jnp.where(same_QS & seen_QS, 0.0, _HIDDEN)  # a sum over all heads is faster than a select in each
             q_KMH = q_KGTH[:, :, queries].reshape(K, -1, H)  # all query heads of a kv head in one product
             scores_KMS = jnp.einsum("kmh,ksh->kms", q_KMH, k_KTH[:, keys])
             scores_KGQS = scores_KMS.reshape(K, N // K, *bias_QS.shape) + bias_QS
