@@ -89,11 +89,17 @@ def machine() -> str:
 
 
 def save(room: str, measured: Sequence[Measurement]) -> None:
-    """Keeps one room's figures as JSON and writes RESULTS.md anew from all of them."""
+    """Keeps one room's figures as JSON and writes RESULTS.md anew from all of them.
+
+    Figures of this machine and these versions that were not measured again stay: a room can be run in parts.
+    """
     folder = FOLDER / "results"
     folder.mkdir(exist_ok=True)
-    record = {"machine": machine(), "measurements": [asdict(item) for item in measured]}
-    (folder / f"{room}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path, new = folder / f"{room}.json", {item.name: asdict(item) for item in measured}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": None}
+    kept = {row["name"]: row for row in before["measurements"]} if before["machine"] == machine() else {}
+    record = {"machine": machine(), "measurements": list((kept | new).values())}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (FOLDER / "RESULTS.md").write_text(_page(folder), encoding="utf-8")
 
 

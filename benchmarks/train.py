@@ -26,13 +26,14 @@ _QUERIES, _RANK, _ALPHA, _RATE = 16, 16, 32.0, 2e-5
 
 
 def measurements() -> Iterator[Measurement]:
-    """One step of 16 queries and 16 passages; HRSA_BENCH_TRAIN=torch, =trainer or =chunks runs one part only."""
-    wanted = os.environ.get("HRSA_BENCH_TRAIN", "torch,trainer,chunks")
+    """One step of 16 queries and 16 passages; HRSA_BENCH_TRAIN=lora-bfloat16,chunks runs these parts only."""
+    parts = [*(f"{kind}-{dtype}" for kind, dtype in _GOALS), "trainer", "chunks"]
+    wanted = os.environ.get("HRSA_BENCH_TRAIN", ",".join(parts)).split(",")
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         export_smollm2(model, max_length=128)
-        if "torch" in wanted:
-            for kind, dtype in _GOALS:
+        for kind, dtype in _GOALS:
+            if f"{kind}-{dtype}" in wanted:
                 yield _against_torch(model, kind, dtype)
         if "trainer" in wanted:
             yield _against_trainer(model, Path(folder))
