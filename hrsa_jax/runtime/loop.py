@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hrsa_jax.runtime.checkpoint import Checkpoints
 from hrsa_jax.runtime.errors import InputError
@@ -40,7 +41,9 @@ __all__ = [
     "init_state",
     "make_optimizer",
     "make_step",
+    "optimizer_shardings",
     "train",
+    "update_program",
 ]
 
 PyTree = Any
@@ -68,11 +71,77 @@ class TrainState:
 
 
 def init_state(trainable: PyTree, frozen: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0. `trainable` is copied: the loop donates its buffers, the caller's model stays usable."""
-    trainable = jax.tree.map(jnp.copy, trainable)
-    # Jitted so that the moments take the parameters' shardings instead of landing on one device.
-    opt_state = jax.jit(optimizer.init)(trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, opt_state)
+    """Step 0. `trainable` is copied: the loop donates its buffers, the caller's model stays usable.
+
+    Where weights are split over a mesh, arrays that are on no mesh (adapters, counters) are held by all its devices.
+    """
+    step = jnp.zeros((), jnp.int32)
+    step, trainable, frozen = _on_one_mesh((step, jax.tree.map(jnp.copy, trainable), frozen))
+    opt_state = jax.jit(optimizer.init, out_shardings=optimizer_shardings(optimizer, trainable))(trainable)
+    return TrainState(step, trainable, frozen, opt_state)
+
+
+def optimizer_shardings(optimizer: optax.GradientTransformation, trainable: PyTree) -> PyTree:
+    """Shardings of `optimizer.init(trainable)`: moments lie as their parameters do, counters on every device.
+
+    Left to the compiler, moments are zeros that depend on no parameter, so every device would hold all of them.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, trainable)
+    first = jax.tree.leaves(shardings)[0]
+    everywhere = NamedSharding(first.mesh, PartitionSpec()) if isinstance(first, NamedSharding) else first
+    return optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trainable),
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+
+
+def _on_one_mesh(tree: PyTree) -> PyTree:
+    meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(leaf.sharding, NamedSharding)]
+
+    def place(leaf: jax.Array) -> jax.Array:
+        if isinstance(leaf.sharding, NamedSharding):
+            return leaf
+        value = np.asarray(leaf)
+        everywhere = NamedSharding(meshes[0], PartitionSpec())
+        return jax.make_array_from_callback(value.shape, everywhere, lambda index: value[index])
+
+    return jax.tree.map(place, tree) if meshes else tree
+
+
+def update_program(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    saved: dict[str, PyTree],
+    *,
+    learning_rate: Callable[[jax.Array], Any] | None = None,
+) -> Any:
+    """The jitted update(saved, frozen, batch) -> (saved, metrics) that `make_step` wraps; `lower` it to see its cost.
+
+    Args:
+        saved: arrays or ShapeDtypeStructs, from `TrainState.saved`. The new state is laid out as they are, so that
+            one program serves all steps; the update donates them.
+    """
+
+    def update(saved: dict[str, PyTree], frozen: PyTree, batch: PyTree) -> tuple[dict[str, PyTree], Metrics]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(saved["trainable"], frozen, batch)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, saved["opt_state"], saved["trainable"])
+        new = {
+            "step": saved["step"] + 1,
+            "trainable": optax.apply_updates(saved["trainable"], updates),
+            "opt_state": opt_state,
+        }
+        kept = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, saved)
+        rate = {} if learning_rate is None else {"learning_rate": learning_rate(saved["step"])}
+        return kept, {**metrics, **rate, "loss": loss, "grad_norm": grad_norm, "finite": finite}
+
+    layout = jax.tree.map(lambda leaf: leaf.sharding, saved)
+    meshed = all(isinstance(leaf, NamedSharding) for leaf in jax.tree.leaves(layout))
+    return jax.jit(update, donate_argnums=0, out_shardings=(layout, None) if meshed else None)
 
 
 def make_step(
@@ -93,23 +162,12 @@ def make_step(
         the loss or the gradient is not finite the state comes back unchanged (finite = 0): no bad update is applied.
     """
 
-    def update(saved: dict[str, PyTree], frozen: PyTree, batch: PyTree) -> tuple[dict[str, PyTree], Metrics]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(saved["trainable"], frozen, batch)
-        grad_norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, saved["opt_state"], saved["trainable"])
-        new = {
-            "step": saved["step"] + 1,
-            "trainable": optax.apply_updates(saved["trainable"], updates),
-            "opt_state": opt_state,
-        }
-        kept = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, saved)
-        rate = {} if learning_rate is None else {"learning_rate": learning_rate(saved["step"])}
-        return kept, {**metrics, **rate, "loss": loss, "grad_norm": grad_norm, "finite": finite}
-
-    compiled = jax.jit(update, donate_argnums=0)
+    compiled: Any = None
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        nonlocal compiled
+        if compiled is None:
+            compiled = update_program(loss_fn, optimizer, state.saved(), learning_rate=learning_rate)
         saved, metrics = compiled(state.saved(), state.frozen, batch)
         return TrainState(saved["step"], saved["trainable"], state.frozen, saved["opt_state"]), metrics
 
