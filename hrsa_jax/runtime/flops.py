@@ -8,21 +8,19 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bf16 FLOP/s of one device as its maker states them, by a part of jax's device_kind (first match counts).
+from hrsa_jax.runtime.hardware import HARDWARE
+
+# Dense bf16 FLOP/s of one device by a part of jax's device_kind (first match counts): makers' numbers.
 _PEAK = {
-    "v6 lite": 918e12,
-    "v6e": 918e12,
-    "v5p": 459e12,
-    "v5 lite": 197e12,
-    "v5e": 197e12,
+    "v6 lite": HARDWARE["v6e"].bf16_flops,
+    "v5 lite": HARDWARE["v5e"].bf16_flops,
     "v4": 275e12,
     "v3": 123e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
     "4090": 165e12,
+    **{name: item.bf16_flops for name, item in HARDWARE.items()},
+    "TPU v5": HARDWARE["v5p"].bf16_flops,
 }
 
 

@@ -16,6 +16,7 @@ from hrsa_jax.runtime.checkpoint import Checkpoints
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import Interrupted, OptimConfig, init_state, make_optimizer, make_step, train
+from hrsa_jax.runtime.mesh import make_mesh, named_sharding
 
 STEPS = 12
 
@@ -108,6 +109,17 @@ def test_the_old_state_is_donated_and_the_callers_arrays_are_not():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.saved()))
     assert not state.frozen["w"].is_deleted()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_moments_are_split_as_their_parameters_are(accumulate):
+    mesh = make_mesh(data=2, fsdp=4)
+    weights = {"kernel": jax.device_put(jnp.ones((8, 8)), named_sharding(mesh, ("embed", None), (8, 8)))}
+    state = init_state(weights, {}, make_optimizer(OptimConfig(0.1, accumulate=accumulate), STEPS))
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert len(moments) == 2 + (accumulate > 1)
+    assert all(leaf.sharding == weights["kernel"].sharding for leaf in moments)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.opt_state) if not leaf.ndim)
 
 
 class Lazy:
