@@ -1,7 +1,9 @@
 """Runs one experiment from a config file: `python launch.py --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-Exit status: 0 done; 2 bad input (one sentence on stderr); 3 done but for failed parts, which are listed; 130 and 143
-stopped by Ctrl-C and SIGTERM (the same command continues). Several hosts: see BUILD.md.
+Exit status: 0 done; 2 bad input (one sentence on stderr); 3 done but for failed parts, which are listed; 75 another
+process of the run died; 130 and 143 stopped by Ctrl-C and SIGTERM (after 75, 130 and 143 the same command continues).
+Several hosts: the same command on each, found through TPU metadata or SLURM, or --coordinator and its like; see
+BUILD.md.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
@@ -20,41 +23,67 @@ from ml_collections import config_flags
 
 EXPERIMENTS = ("inspect", "study", "convert", "mine", "compare", "evaluate", "tune", "merge")
 
+_ALONE = ("inspect",)  # write nothing and run in one process
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override a setting by --config.NAME=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run (local, or gs:// for checkpoints only).")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for runs on several hosts.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator; 1 says: alone.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, with --coordinator.")
 
 
 def main(argv: list[str]) -> int:
-    """Sets up the devices and calls the experiment that the config names."""
+    """Runs the experiment that the config names, here or as one of several processes."""
+    return _explained(lambda: _main(argv))
+
+
+def _main(argv: list[str]) -> int:
     from hrsa_jax.runtime.errors import InputError
-    from hrsa_jax.runtime.loop import Interrupted
+    from hrsa_jax.runtime.processes import join, joining, supervised
+
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}: settings are given as --config.NAME=VALUE")
+    config = _load_config()
+    name = config.pop("experiment", None)
+    if name not in EXPERIMENTS:
+        raise InputError(f"config.experiment={name!r} is not an experiment: it is one of {', '.join(EXPERIMENTS)}")
+    _quiet_libraries()
+    how = joining(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if how is None or name in _ALONE:
+        return _run(name, config)
+
+    def joined() -> int:
+        join(how)
+        return _run(name, config)
+
+    return supervised(lambda: _explained(joined), how.process)
+
+
+def _run(name: str, config: dict[str, Any]) -> int:
+    """Calls the experiment."""
+    from hrsa_jax.runtime.errors import InputError
+
+    _set_up_devices()
+    experiment = importlib.import_module(f"experiments.{name}")
+    if name in _ALONE:
+        if _WORKDIR.value is not None:
+            raise InputError(f"{name} writes nothing: leave --workdir out")
+        return experiment.run(config)
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing: name the folder of this run, such as --workdir=runs/first")
+    return experiment.run(config, _WORKDIR.value, command=_command())
+
+
+def _explained(program: Callable[[], int]) -> int:
+    """The program's exit status; what a user can mend is said in one sentence."""
+    from hrsa_jax.runtime.errors import InputError
+    from hrsa_jax.runtime.processes import LOST_PEER, lost_peer
 
     try:
-        if len(argv) > 1:
-            raise InputError(f"unexpected argument {argv[1]!r}: settings are given as --config.NAME=VALUE")
-        config = _load_config()
-        name = config.pop("experiment", None)
-        if name not in EXPERIMENTS:
-            raise InputError(f"config.experiment={name!r} is not an experiment: it is one of {', '.join(EXPERIMENTS)}")
-        _quiet_libraries()
-        _set_up_devices()
-        experiment = importlib.import_module(f"experiments.{name}")
-        if name == "inspect":
-            if _WORKDIR.value is not None:
-                raise InputError("inspect writes nothing: leave --workdir out")
-            return experiment.run(config)
-        if not _WORKDIR.value:
-            raise InputError("--workdir is missing: name the folder of this run, such as --workdir=runs/first")
-        return experiment.run(config, _WORKDIR.value, command=_command())
+        return program()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Interrupted as stop:
-        print(f"{stop}: run the same command again to continue", file=sys.stderr)
-        return 143
     except KeyboardInterrupt:
         print("stopped by Ctrl-C: run the same command again to continue", file=sys.stderr)
         return 130
@@ -68,6 +97,17 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    except Exception as error:
+        from hrsa_jax.runtime.loop import Interrupted
+
+        if isinstance(error, Interrupted):
+            print(f"{error}: run the same command again to continue", file=sys.stderr)
+            return 143
+        sentence = lost_peer(error)
+        if sentence is None:
+            raise
+        print(sentence, file=sys.stderr)
+        return LOST_PEER
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -124,16 +164,9 @@ def _quiet_libraries() -> None:
 
 
 def _set_up_devices() -> None:
-    """Joins the other processes, if there are any, and keeps compiled programs between runs."""
+    """Keeps compiled programs between runs."""
     import jax
 
-    from hrsa_jax.runtime.errors import InputError
-
-    given = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if any(value is not None for value in given):
-        if any(value is None for value in given):
-            raise InputError("--coordinator, --num_processes and --process_id go together: give all three")
-        jax.distributed.initialize(*given)
     cache = os.environ.get("HRSA_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "hrsa_jax")
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "compiled"))
