@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hrsa_jax.runtime.mesh import named_sharding
+from hrsa_jax.runtime.mesh import shard_batch, to_host
 
 _SPARE = 16  # more candidates than asked for are taken in float32 and ranked again in float64
 _GATHERED = 1 << 22  # numbers of passages gathered for that at a time
@@ -46,7 +46,7 @@ def exact_top_k(
     start = 0
     for block_Cd in blocks:
         wanted = min(k + _SPARE, len(block_Cd))
-        found_Qw = np.asarray(_candidates(on_devices, jnp.asarray(block_Cd), wanted))[:count]
+        found_Qw = to_host(_candidates(on_devices, block_Cd, wanted))[:count]
         exact_Qw = _exact_scores(exact_Qd, np.asarray(block_Cd), found_Qw)
         scores = np.concatenate([scores_Qk, exact_Qw], axis=1)
         places = np.concatenate([places_Qk, found_Qw.astype(np.int64) + start], axis=1)
@@ -68,7 +68,7 @@ def _split(queries_Qd: np.ndarray, mesh: Mesh | None) -> jax.Array:
         return jnp.asarray(queries_Qd, jnp.float32)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     padded = np.pad(np.asarray(queries_Qd, np.float32), ((0, -len(queries_Qd) % rows), (0, 0)))
-    return jax.device_put(padded, named_sharding(mesh, ("batch", None), padded.shape))
+    return shard_batch(mesh, padded)
 
 
 def _exact_scores(queries_Qd: np.ndarray, block_Cd: np.ndarray, columns_Qk: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.mesh import shard_batch
+from hrsa_jax.runtime.mesh import shard_batch, to_host
 
 SHORTEST_ROW = 128
 MAX_SEGMENTS = 32  # texts a row
@@ -271,7 +271,7 @@ def _cost(length_N: np.ndarray, row_length: int) -> float:
 
 
 def _collect(out_LND: np.ndarray, batch: _Batch, pooled: jax.Array) -> None:
-    host = np.asarray(pooled)
+    host = to_host(pooled)
     out_LND[:, batch.texts] = host.reshape(host.shape[0], -1, host.shape[-1])[:, batch.slots]
 
 

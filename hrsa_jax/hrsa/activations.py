@@ -20,6 +20,7 @@ from hrsa_jax.hrsa.results import Comparison
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask
 from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import to_host
 
 Attention = Literal["causal", "bidirectional"]
 Dtype = Literal["float32", "bfloat16"]
@@ -85,7 +86,7 @@ def token_batches(
         ids, mask = (np.pad(rows[chosen, :width], fill) for rows in (ids_BT, mask_BT))
         places = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
         tokens, segments = np.where(mask, ids, 0).astype(np.int32), mask.astype(np.int32)
-        hidden = np.asarray(_states(backbone.decoder, tokens, segments, places, attention=mode, dtype=dtype))
+        hidden = to_host(_states(backbone.decoder, tokens, segments, places, attention=mode, dtype=dtype))
         texts_of_rows = np.broadcast_to(np.append(chosen, np.zeros(spare, int))[:, None], ids.shape)
         states = hidden[:, mask]
         if not np.isfinite(states).all():

@@ -24,6 +24,7 @@ from hrsa_jax.models.source import ResolvedSource, resolve
 from hrsa_jax.models.tokenizer import check_vocabulary, load_folder_tokenizer, load_gguf_tokenizer
 from hrsa_jax.models.weights import GGUFCheckpoint, load_weights, save_hf
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import to_host
 
 _PAD_TO = 16  # rows are padded to a multiple, so that few shapes are compiled
 
@@ -62,7 +63,7 @@ class Backbone:
         if not self.files:
             for keys, variable in nnx.to_flat_state(nnx.state(self.decoder)):
                 digest.update(repr(keys).encode())
-                digest.update(np.ascontiguousarray(jax.device_get(variable.get_value())).tobytes())
+                digest.update(np.ascontiguousarray(to_host(variable.get_value())).tobytes())
         return digest.hexdigest()[:16]
 
     @property
@@ -101,7 +102,7 @@ class Backbone:
         """
         inputs, length = self._inputs(token_ids_BT, mask_BT)
         states = _hidden_states(self.decoder, *inputs, attention=attention or self.attention)
-        return np.asarray(states)[:, :, :length]
+        return to_host(states)[:, :, :length]
 
     def logits(self, token_ids_BT: Any, mask_BT: Any, *, attention: str | None = None) -> np.ndarray:
         """Next-token logits float32 (B, T, V); 0 where masked.
@@ -110,7 +111,7 @@ class Backbone:
             InputError: as `hidden_states`, or a checkpoint without a head.
         """
         inputs, length = self._inputs(token_ids_BT, mask_BT)
-        return np.asarray(_logits(self.decoder, *inputs, attention=attention or self.attention))[:, :length]
+        return to_host(_logits(self.decoder, *inputs, attention=attention or self.attention))[:, :length]
 
     def _inputs(self, token_ids_BT: Any, mask_BT: Any) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
         """(tokens, segment ids, positions) padded to a multiple of _PAD_TO, and the length asked for."""

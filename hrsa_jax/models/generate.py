@@ -19,6 +19,7 @@ import numpy as np
 from hrsa_jax.models.cache import Cache, Prepared, decode_step, empty_cache, insert, place, prefill, prepare
 from hrsa_jax.models.choose import choose
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import to_host
 
 if TYPE_CHECKING:
     from hrsa_jax.models.decoder import Decoder
@@ -250,10 +251,10 @@ class _Batch:
 
     def _collect(self, state: _Rows, busy: dict[int, int], free: list[int], samples: Samples) -> _Rows:
         """Takes finished rows out; rows that a stop string has ended are marked as ended."""
-        made_B, ended_B = (np.array(values) for values in jax.device_get((state.made_B, state.ended_B)))
+        made_B, ended_B = (to_host(values).copy() for values in (state.made_B, state.ended_B))
         if self.stop_at is None and not ended_B[list(busy)].any():
             return state
-        out_BN, logp_BN = jax.device_get((state.out_BN, state.logp_BN))
+        out_BN, logp_BN = to_host(state.out_BN), to_host(state.logp_BN)
         stopped = False
         for row, i in list(busy.items()):
             tokens, cut = out_BN[row, : made_B[row]].tolist(), None

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import to_host
 
 if TYPE_CHECKING:
     from hrsa_jax.models.decoder import Decoder, Linear
@@ -126,7 +127,7 @@ def add_lora(decoder: "Decoder", config: LoRAConfig, *, seed: int) -> "Decoder":
 
 
 def _attach(linear: "Linear", a: Any, b: Any, scale: float) -> None:
-    sharding = linear.kernel[...].sharding
+    sharding = getattr(linear.kernel[...], "sharding", None)  # a kernel that is only traced has none
     if isinstance(sharding, jax.sharding.NamedSharding):  # factors are small: every device holds them whole
         replicated = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         a, b = jax.device_put(a, replicated), jax.device_put(b, replicated)
@@ -199,7 +200,7 @@ def save_adapter(decoder: "Decoder", folder: Path | str, *, base: str = "") -> N
     tensors: dict[str, np.ndarray] = {}
     for name, lora in adapters.items():
         for factor, attribute in _FACTORS.items():
-            stacked = np.asarray(getattr(lora, attribute)[...], np.float32)
+            stacked = to_host(getattr(lora, attribute)[...]).astype(np.float32)
             for layer, matrix in enumerate(stacked):  # PEFT stores (out, in), as torch.nn.Linear does
                 tensors[_key(layer, name, factor)] = np.ascontiguousarray(matrix.T)
     first = next(iter(adapters.values()))

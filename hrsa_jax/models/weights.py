@@ -22,7 +22,7 @@ from hrsa_jax.models.families import FAMILIES, TensorRule
 from hrsa_jax.models.gguf import GGUFFile, unpermute
 from hrsa_jax.models.safetensors_files import SINGLE
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.mesh import named_sharding
+from hrsa_jax.runtime.mesh import named_sharding, to_host
 
 Index = tuple[slice, ...]
 _THREADS = 4  # layers read (and dequantised) side by side
@@ -270,7 +270,7 @@ def save_hf(decoder: Decoder, folder: str | Path, *, dtype: Any = None) -> None:
         rule = rules.get(".".join(str(key) for key in keys))
         if rule is None:
             raise InputError("this decoder carries LoRA adapters: merge them (merge_lora) before saving a full model")
-        values = np.asarray(jax.device_get(variable.get_value()))
+        values = to_host(variable.get_value())
         values = values if dtype is None else values.astype(dtype)
         names = tensor_names(config, rule, style="hf" if config.has_head else "hf-base")
         for name, value in zip(names, values if "{layer}" in rule.hf else [values], strict=True):

@@ -164,7 +164,8 @@ def grpo_step(
             metrics |= {name: later[name] for name in ("loss", "grad_norm", "outside_clip")}
             metrics["finite"] = metrics["finite"] & later["finite"]
         if bool(metrics["finite"]):
-            state = replace(state, step=jnp.asarray(number + 1, jnp.int32))  # a step of the loop, whatever its updates
+            # A step of the loop, whatever its updates; placed as it was, or the next update would be compiled anew.
+            state = replace(state, step=jax.device_put(np.int32(number + 1), state.step.sharding))
         values = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
         values |= sampler.seconds | {"seconds_train": time.monotonic() - started}
         collapsed = watch.look(values)

@@ -20,6 +20,7 @@ from hrsa_jax.data.packing import PackedRows, fill_rows, pack
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.reasoning.tasks import Problem, Style, prompt
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.mesh import to_host
 
 Array = Any  # numpy on the host, jax.Array inside a compiled step
 
@@ -226,7 +227,7 @@ def solution_loss(
     batch = _solution_rows(fill_rows(layout, [ids for ids, _ in encoded], [start for _, start in encoded]))
     logp_RM = np.concatenate(
         [
-            np.asarray(_scored(decoder, SolutionBatch(*(a[i : i + rows] for a in batch)), jnp.dtype(dtype)))
+            to_host(_scored(decoder, SolutionBatch(*(a[i : i + rows] for a in batch)), jnp.dtype(dtype)))
             for i in range(0, layout.rows, rows)
         ]
     )

@@ -6,6 +6,7 @@ a tensor axis of 2 are simply held twice.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 #: logical axis -> mesh axes that may split it (in this order; those that do not divide are dropped)
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "vocab": ("fsdp", "tensor"),
+    "vocab": ("tensor", "fsdp"),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -109,6 +110,19 @@ def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(automatic, logical_axes, x.shape))
 
 
+def to_host(array: Any) -> np.ndarray:
+    """The whole array in this process's memory; every process that holds a part of it must call this."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        assert isinstance(array.sharding, NamedSharding)
+        array = _everywhere(NamedSharding(array.sharding.mesh, PartitionSpec()))(array)
+    return np.asarray(array)
+
+
+@cache
+def _everywhere(sharding: NamedSharding) -> Any:
+    return jax.jit(lambda array: array, out_shardings=sharding)
+
+
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """Numpy leaves -> jax arrays split over ("data", "fsdp") on axis 0 (replicated where that does not divide).
 
@@ -116,7 +130,7 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """
 
     def place(leaf: Any) -> jax.Array:
-        array = np.asarray(leaf)
+        array = to_host(leaf)
         axes = ("batch",) + (None,) * (array.ndim - 1) if array.ndim else ()
         sharding = named_sharding(mesh, axes, array.shape)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

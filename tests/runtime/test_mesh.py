@@ -24,8 +24,8 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 
 def test_axes_that_do_not_divide_are_replicated():
     shape = {"data": 1, "fsdp": 4, "tensor": 2}
-    assert partition_spec(shape, ("vocab", None), (96, 32)) == P(("fsdp", "tensor"))
-    assert partition_spec(shape, ("vocab", None), (100, 32)) == P("fsdp")
+    assert partition_spec(shape, ("vocab", None), (96, 32)) == P(("tensor", "fsdp"))
+    assert partition_spec(shape, ("vocab", None), (100, 32)) == P("tensor")
     assert partition_spec(shape, ("vocab", None), (97, 32)) == P()
     assert partition_spec(shape, (None, "embed", "heads"), (3, 32, 64)) == P(None, "fsdp", "tensor")
     # 3 kv heads of 64 features: 192 divides by 2, but a head would be cut
