@@ -17,9 +17,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from hrsa_jax.hrsa.cka_core import Resolved, biased, cka_ratio, resolve
-from hrsa_jax.hrsa.cka_stack import Hsics, all_pairs, quads, triples
+from hrsa_jax.hrsa.cka_stack import Hsics, all_pairs, gram_tile, quads, triples
 from hrsa_jax.hrsa.cka_texts import TextSums, combine, enough_texts, row_terms, text_term
-from hrsa_jax.hrsa.inputs import Array, einsum, matmul, to_labels, to_pair, unit_rms
+from hrsa_jax.hrsa.inputs import Array, einsum, to_labels, to_pair, unit_rms
 
 TILE = 256  # rows of a tile: (L + M) x 256 x 256 floats stay near the cache
 
@@ -107,20 +107,19 @@ def _gram_sums(xs: Array, ys: Array, labels: Array, f: Array, matching: bool) ->
         def rows(side: Array, place: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(side, place * tile, tile, side.ndim - 2 if side.ndim > 1 else 0)
 
-        k, m = (einsum("lad,lbd->lab", rows(s, i), rows(s, j)) for s in sides)
+        k, m = (gram_tile(s, s, i, j, tile) for s in sides)
         own, other = rows(row_text, i)[:, None], rows(row_text, j)[None, :]
         f_i, f_j = rows(row_f, i), rows(row_f, j)
         apart = (own != other).astype(k.dtype)
         pairs = (1 - f_i[:, None] - f_j) ** 2 - (spread - f_i[:, None] ** 2 - f_j**2)
         weight = times * pairs * apart
-        flat = m.reshape(len(m), -1).T
         squares = [k * k, m * m]
 
         def self_terms(w: Array) -> tuple[Array, ...]:
             return tuple((w * square).sum((1, 2)) for square in squares)
 
-        plain = Hsics(times * matmul(k.reshape(len(k), -1), flat), *self_terms(times))
-        apart_sums = Hsics(matmul((weight * k).reshape(len(k), -1), flat), *self_terms(weight))
+        plain = Hsics(times * einsum("lab,mab->lm", k, m), *self_terms(times))
+        apart_sums = Hsics(einsum("lab,mab->lm", weight * k, m), *self_terms(weight))
         sums = [jax.tree.map(jnp.add, a, b) for a, b in ((total.biased, plain), (total.texts, apart_sums))]
         if not matching:
             return _Tiles(sums[0], sums[1], ()), None

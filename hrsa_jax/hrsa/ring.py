@@ -22,6 +22,7 @@ from hrsa_jax.hrsa.cka_stack import (
     covariance_hsics,
     gram_hsics,
     gram_is_cheaper,
+    symmetric_products,
     tile_products,
     tiling,
 )
@@ -78,19 +79,15 @@ def _ring_products(xs: Array, ys: Array, *, axis: str, devices: int, debiased: b
     first, second = (grid.ravel() for grid in np.indices((count, count)))
     backwards = [(device, (device - 1) % devices) for device in range(devices)]
 
-    def products(columns: tuple[Array, Array], times: Array, at_home: Array) -> Hsics:
-        pairs = first, second, times * jnp.ones(len(first), xs.dtype)
-        weight = (lambda i, j: ~at_home | (i != j)) if debiased else None
-        return tile_products((xs, ys), columns, pairs, tile, weight)
-
     def step(carry: tuple[tuple[Array, Array], Hsics], number: Array) -> tuple[tuple, None]:
         visitors, total = carry
         visitors = jax.tree.map(lambda v: jax.lax.ppermute(v, axis, backwards), visitors)
         times = jnp.where(2 * number == devices, 1.0, 2.0)  # opposite devices both see this pair of blocks
-        found = products(visitors, times, jnp.asarray(False))
+        pairs = first, second, times * jnp.ones(len(first), xs.dtype)
+        found = tile_products((xs, ys), visitors, pairs, tile, None)
         return (visitors, jax.tree.map(jnp.add, total, found)), None
 
-    total = products((xs, ys), jnp.asarray(1.0), jnp.asarray(True))
+    total = symmetric_products(xs, ys, (lambda i, j: i != j) if debiased else None, None)
     if devices > 1:
         (_, total), _ = jax.lax.scan(step, ((xs, ys), total), jnp.arange(1, devices // 2 + 1))
     return jax.lax.psum(total, axis)
