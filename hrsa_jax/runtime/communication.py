@@ -179,13 +179,20 @@ def _axes(groups: np.ndarray, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
 class ModelShape(Protocol):
     """The sizes of a decoder (models/config.ModelConfig has them)."""
 
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -226,7 +233,8 @@ def conversion_bytes(
     data, fsdp, tensor = (mesh_shape.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
     group, D, L = data * fsdp, model.hidden_size, model.num_layers
     found: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
-    passes = _passes(chunks, remat)
+    # A step reads each block's weights forward and backward, and once more where whole chunks are recomputed.
+    passes = 2 if chunks == 1 else 3 * chunks
 
     def add(purpose: str, axes: tuple[str, ...], size: float, *, reduced: bool, times: float = 1.0) -> None:
         members = math.prod(mesh_shape.get(axis, 1) for axis in axes)
@@ -237,9 +245,15 @@ def conversion_bytes(
     for shape, axes, units, times in _kernels(model):
         split = [axis for part in partition_spec(mesh_shape, axes, shape, units) if part for axis in _listed(part)]
         held = math.prod(shape) / (tensor if "tensor" in split else 1)
-        once = axes[0] == "vocab"  # looked up outside the chunks' loop is not: the table is gathered by each pass
+        once = axes[0] == "vocab"  # the table: gathered once for all chunks, and again by each that is recomputed
         if "fsdp" in split:
-            add("weights", ("fsdp",), held * weight_bytes, reduced=False, times=times * (chunks if once else passes))
+            add(
+                "weights",
+                ("fsdp",),
+                held * weight_bytes,
+                reduced=False,
+                times=(1 + chunks * (chunks > 1)) if once else times * passes,
+            )
         if lora_rank is not None:
             continue
         if "fsdp" in split and not once:
@@ -255,16 +269,13 @@ def conversion_bytes(
         )
         add("gradients", ("data", "fsdp"), 4 * adapters, reduced=True, times=chunks)
     states = 4 * rows / group * row_length * D
-    add("activations", ("tensor",), states, reduced=True, times=7 * L + 1)
+    # Two sums a block forward and five backward (one for each linear layer that reads the norm), one of the look-up.
+    sums = 7 * L + 1 + L * remat + (2 * L + 1) * (chunks > 1)
+    add("activations", ("tensor",), states, reduced=True, times=sums)
     vectors = 4 * D * (7 * passages + 4 * queries)
     add("vectors", ("data", "fsdp"), vectors, reduced=False)
     add("vectors", ("tensor",), 4 * rows / group * segments * D, reduced=True, times=2)
     return [Traffic(purpose, axes, size) for (purpose, axes), size in found.items()]
-
-
-def _passes(chunks: int, remat: bool) -> int:
-    """How often one step reads each block's weights: forward and backward, and again where a chunk is recomputed."""
-    return 2 if chunks == 1 else 3 * chunks
 
 
 def _kernels(model: ModelShape) -> list[tuple[tuple[int, int], tuple[str, str | None], tuple[int, int], int]]:
