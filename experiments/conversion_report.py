@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
+from hrsa_jax.runtime import processes
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -27,7 +28,9 @@ pre {{ overflow-x: auto; font-size: 13px; }}
 
 
 def write_report(results: Mapping[str, Any], path: Path) -> None:
-    """Writes one self-contained HTML file from a conversion's results."""
+    """Writes one self-contained HTML file from a conversion's results (process 0 does)."""
+    if processes.index() != 0:
+        return
     parts = [f"<p>{html.escape(results['label'])}</p>"] if results["label"] else []
     parts += [_gain_table(results), *_figures(results), _data(results)]
     settings = json.dumps(results["config"], indent=1, ensure_ascii=False)

@@ -40,6 +40,7 @@ from hrsa_jax.runtime.flops import training_flops_per_token
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import make_mesh, shard_batch
+from hrsa_jax.runtime.processes import written_once
 from hrsa_jax.runtime.workdir import Workdir, write_json
 
 
@@ -366,7 +367,8 @@ def _backbone(name: str, config: BackboneConfig, run: Run) -> Model:
         if not stage.done:
             run.log.line(f"Random weights in place of those of {config.source}")
             decoder = Decoder(original.config, seed=config.seed)
-            original.with_decoder(decoder, source=folder).export(stage.path / "model")
+            with written_once(stage.path / "model") as place:
+                original.with_decoder(decoder, source=folder).export(place)
             stage.complete({})
     return run.model(name, f"{folder}/model")
 

@@ -34,6 +34,7 @@ from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import shard_batch
+from hrsa_jax.runtime.processes import written_once
 from hrsa_jax.runtime.workdir import Workdir, write_json
 
 _MODEL = "stages/tune/model"
@@ -167,7 +168,8 @@ def _tune(backbone: Backbone, config: TuneConfig, folder: Path, run: Run) -> dic
     problems, tests = _problems(config)
     trained, facts = {"sft": _sft, "grpo": _grpo}[config.method](backbone, config, problems, folder, run)
     tuned = backbone.with_decoder(trained if config.lora is None else merge_lora(trained), source=_MODEL)
-    tuned.export(folder / "model")
+    with written_once(folder / "model") as place:
+        tuned.export(place)
     run.log.line("  measuring held-out solutions and questions, before and after")
     settings: dict[str, Any] = {
         "solution_style": config.recipe.style,

@@ -16,6 +16,7 @@ from hrsa_jax.reasoning.rollout import divergence
 from hrsa_jax.reasoning.sft import SolutionLoss, solution_loss
 from hrsa_jax.reasoning.tasks import Problem, Style
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
+from hrsa_jax.runtime import processes
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ _PANELS = ("loss", "reward", "kl", "length", "surprisal", "mixed_groups")
 
 
 def write_report(results: Mapping[str, Any], path: Path) -> None:
-    """Writes one self-contained HTML file from the results of a tune experiment."""
+    """Writes one self-contained HTML file from the results of a tune experiment (process 0 does)."""
+    if processes.index() != 0:
+        return
     parts = [f"<p>{html.escape(results['label'])}</p>"] if results["label"] else []
     if "reasoning" in results:
         parts += [_table(results["reasoning"]), *_curves(results["reasoning"]["training"])]

@@ -22,6 +22,7 @@ from hrsa_jax.data.tokenize import tokenize_texts
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.embedding.pooling import POOLINGS, Pooling
 from hrsa_jax.models.backbone import Backbone
+from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
 
 # the names sentence-transformers has used since its first versions; 6.2 reads them too
@@ -75,11 +76,13 @@ def export_sentence_transformers(
             path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp's folder is private
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
+        if processes.index() == 0:
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    processes.agreed(None)
     return target
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from hrsa_jax.report import figures, hrsa_figures, reading, schema, tables, verdict
 from hrsa_jax.report.measures import CEILING, MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
 from hrsa_jax.report.svg import COLOURS, css_name
+from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
 
 
@@ -52,6 +53,8 @@ def render(results: Mapping[str, Any]) -> str:
 def write(results_path: str | Path, html_path: str | Path) -> Path:
     """Read a results.json (or the workdir that holds it) and write the page; returns the page's path."""
     page = Path(html_path)
+    if processes.index() != 0:  # of several, process 0 writes
+        return page
     text = render(schema.read(results_path))
     page.parent.mkdir(parents=True, exist_ok=True)
     partial = page.with_name(page.name + ".partial")

@@ -18,6 +18,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from hrsa_jax.runtime import processes
+
 
 class Progress:
     """One counted piece of work; `update` after each part of it."""
@@ -65,10 +67,10 @@ class Progress:
 
 
 class RunLog:
-    """The voice of one run. Without a folder it only prints; on other processes than 0 it is silent."""
+    """The voice of one run. Without a folder it only prints; on other processes than 0 (primary False) it is silent."""
 
-    def __init__(self, folder: Path | None = None, *, primary: bool = True, stream: TextIO | None = None):
-        self.primary = primary
+    def __init__(self, folder: Path | None = None, *, primary: bool | None = None, stream: TextIO | None = None):
+        self.primary = primary = processes.index() == 0 if primary is None else primary
         self._stream: TextIO = (stream or sys.stderr) if primary else open(os.devnull, "w")  # noqa: SIM115
         self._path = folder / "metrics.jsonl" if folder is not None and primary else None
         self._events_folder = folder / "tensorboard" if folder is not None and primary else None
@@ -101,7 +103,7 @@ class RunLog:
 
     def history(self, stage: str) -> list[dict[str, Any]]:
         """The rows of one stage in order; a row cut by a crash is left out."""
-        return [row for row in self._rows() if row["stage"] == stage]
+        return processes.agreed([row for row in self._rows() if row["stage"] == stage])
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets the stage's rows at `step` and later: a resumed run writes them again."""

@@ -11,7 +11,6 @@ for the device except one step behind: the numbers of step k are read while step
 from __future__ import annotations
 
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from hrsa_jax.runtime.flops import peak_flops
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.metrics import read
 from hrsa_jax.runtime.optim import OptimConfig, ParameterGroup, make_optimizer
+from hrsa_jax.runtime.processes import index, sigterm_asks
 
 __all__ = [
     "Interrupted",
@@ -204,7 +204,7 @@ def train(
             later state is. A checkpoint that could not be written: the earlier ones are kept.
         Interrupted: SIGTERM arrived; the checkpoint was written first.
     """
-    with Checkpoints(directory / "checkpoints") as checkpoints, _sigterm_flag() as stopped:
+    with Checkpoints(directory / "checkpoints") as checkpoints, sigterm_asks() as asked_to_stop:
         if checkpoints.latest() is not None:
             state = TrainState(frozen=state.frozen, **checkpoints.restore(state.saved()))
         start = int(state.step)
@@ -216,13 +216,14 @@ def train(
                     state, metrics = step(state, place(batch))
                 watch.push(number, metrics, batch, progress)
                 enough = on_step is not None and bool(on_step(number + 1, state))
-                last = number + 1 == steps or stopped.is_set() or enough
+                stopped = asked_to_stop(number)
+                last = number + 1 == steps or stopped or enough
                 if last or (number + 1) % checkpoint_every == 0:
                     watch.drain(progress)
                     checkpoints.save(number + 1, state.saved())
                 if enough:
                     break
-                if stopped.is_set() and number + 1 < steps:
+                if stopped and number + 1 < steps:
                     checkpoints.close()
                     raise Interrupted(f"{label} stopped after step {number + 1} of {steps}; its checkpoint is saved")
         checkpoints.close()
@@ -290,7 +291,8 @@ class _Watch:
     def _stop(self, what: str, number: int, batch: PyTree, remedy: str) -> InputError:
         path = self._directory / f"bad_batch_step{number}.npz"
         flat = {jax.tree_util.keystr(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(batch)}
-        np.savez(path, **flat)
+        if index() == 0:
+            np.savez(path, **flat)
         self._checkpoints.close()
         newest = self._checkpoints.latest()
         kept = "no checkpoint was due yet" if newest is None else f"the last good checkpoint is step {newest}"
@@ -331,17 +333,3 @@ def _prefetch(batch_at: Callable[[int], PyTree], start: int, steps: int, ahead: 
     finally:
         abandoned.set()
         thread.join()
-
-
-@contextmanager
-def _sigterm_flag() -> Iterator[threading.Event]:
-    """Turns SIGTERM into an event while the loop runs (signals reach the main thread only)."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, previous)

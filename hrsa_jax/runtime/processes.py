@@ -7,14 +7,20 @@ what happened and gives an exit status.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hrsa_jax.runtime.errors import InputError
 
@@ -26,6 +32,19 @@ _END_SECONDS = 7 * 24 * 3600  # a process that is done waits for the others, how
 _FATAL = re.compile(rb"^F\d{4} ")
 _COORDINATION = re.compile(rb"coordination_service|distributed[_ ]service|CoordinationService|coordination service")
 _TRANSPORT = ("gloo", "nccl", "connection closed", "connection reset", "coordination", "heartbeat", "unavailable:")
+
+
+_here = {"index": 0, "count": 1}  # kept here, because asking JAX would start its backend
+
+
+def index() -> int:
+    """This process's number; the one numbered 0 writes pages, tables and markers."""
+    return _here["index"]
+
+
+def count() -> int:
+    """Processes of this run."""
+    return _here["count"]
 
 
 @dataclass(frozen=True)
@@ -114,18 +133,72 @@ def join(how: Joining) -> None:
             f"({str(error).strip().splitlines()[0][:160]}): start all of them with the same command, and check that "
             "process 0's address can be reached"
         ) from error
+    _here.update(index=jax.process_index(), count=jax.process_count())
+
+
+def agreed(value: Any) -> Any:
+    """Process 0's value (JSON) in every process, which all wait for; alone, the value as it is."""
+    if count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode() if index() == 0 else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    held = text if index() == 0 else np.zeros(length, np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(held), np.uint8)))
+
+
+@contextmanager
+def written_once(folder: Path) -> Iterator[Path]:
+    """Where to write a folder that all processes compute: process 0's is kept, the others' are thrown away.
+
+    When the block ends, process 0 is done everywhere.
+    """
+    if index() == 0:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / folder.name
+    agreed(None)
+
+
+@contextmanager
+def sigterm_asks() -> Iterator[Callable[[int], bool]]:
+    """While the block runs, SIGTERM kills nobody: the function it yields, called with the number of each step, is True
+    from the step on at which to stop, the same in all processes."""
+    if count() > 1:
+        from jax.experimental import multihost_utils
+
+        asked = False
+
+        def reached(step: int) -> bool:
+            nonlocal asked
+            asked = asked or multihost_utils.reached_preemption_sync_point(step)
+            return asked
+
+        yield reached
+        return
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield lambda step: False
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield lambda step: event.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def lost_peer(error: BaseException) -> str | None:
     """The sentence for an error that another process's end caused; None for any other error."""
     import jax
 
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    if count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
         return None
     text = str(error)
     if not any(word in text.lower() for word in _TRANSPORT):
         return None
-    return _sentence(str(jax.process_index()))
+    return _sentence(str(index()))
 
 
 def _sentence(process: str) -> str:

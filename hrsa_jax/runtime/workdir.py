@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mteb", "numpy", "scipy")
@@ -38,7 +39,12 @@ def fingerprint(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes strict JSON (NaN and infinities become null) so that a reader sees the old file or the whole new one."""
+    """Writes strict JSON (NaN and infinities become null) so that a reader sees the old file or the whole new one.
+
+    Of several processes, number 0 writes.
+    """
+    if processes.index() != 0:
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(_finite(value), file, indent=1, ensure_ascii=False, allow_nan=False)
@@ -78,10 +84,11 @@ class Stage:
         self._marker = path / "done.json"
         self._on_complete = on_complete
         self._record: dict[str, Any] = {}
-        if self._marker.exists():
+        if processes.index() == 0 and self._marker.exists():
             record = read_json(self._marker)
             if record.get("fingerprint") == self.fingerprint:
                 self._record = record
+        self._record = processes.agreed(self._record)
         self._started = 0.0
         self._memory = _PeakMemory()
 
@@ -108,6 +115,7 @@ class Stage:
             "seconds": round(time.monotonic() - self._started, 3),
             "peak_mb": round(self._memory.peak_mb(), 1),
         }
+        self._record = processes.agreed(self._record)
         write_json(self._marker, self._record)
         self._on_complete(self)
 
@@ -115,12 +123,13 @@ class Stage:
         if self.done:
             return self
         inputs_path = self.path / "inputs.json"
-        if self.path.exists():
+        if self.path.exists() and processes.index() == 0:
             same = inputs_path.exists() and _try_json(inputs_path) == json.loads(json.dumps(self.inputs, default=str))
             if not same or self._marker.exists():
                 shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(inputs_path, self.inputs)
+        processes.agreed(None)
         self._started = time.monotonic()
         self._memory.start()
         return self
@@ -143,6 +152,30 @@ class Workdir:
 
     def __init__(self, path: str | Path, config: dict[str, Any], *, seconds_to_wait: float = 0.0):
         self.path = Path(path).absolute()
+        problem = None
+        if processes.index() == 0:
+            try:
+                self._open(config, seconds_to_wait)
+            except InputError as error:
+                if processes.count() == 1:
+                    raise
+                problem = str(error)
+        problem = processes.agreed(problem)
+        if problem:
+            raise InputError(problem)
+        if processes.index() != 0:
+            self._follow()
+
+    def _follow(self) -> None:
+        """The folder as process 0 opened it, for a process that writes nothing there."""
+        self._manifest_path = self.path / "manifest.json"
+        if not self._manifest_path.exists():
+            raise InputError(
+                f"workdir {self.path} is not seen by process {processes.index()}: give a folder that all hosts share"
+            )
+        self.manifest = read_json(self._manifest_path)
+
+    def _open(self, config: dict[str, Any], seconds_to_wait: float) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -177,7 +210,8 @@ class Workdir:
 
     def close(self) -> None:
         """Releases the lock."""
-        self._lock.close()
+        if processes.index() == 0:
+            self._lock.close()
 
     def __enter__(self) -> Workdir:
         return self
