@@ -85,7 +85,9 @@ def machine() -> str:
         name = models[0] if models else name
     libraries = ", ".join(f"{library} {version(library)}" for library in _VERSIONS)
     device = jax.devices()[0].device_kind
-    return f"{name}, {os.cpu_count()} cores, device {device}; Python {platform.python_version()}, {libraries}"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = f"{os.cpu_count()} cores" if usable == os.cpu_count() else f"pinned to {usable} of {os.cpu_count()} cores"
+    return f"{name}, {cores}, device {device}; Python {platform.python_version()}, {libraries}"
 
 
 def save(room: str, measured: Sequence[Measurement]) -> None:
