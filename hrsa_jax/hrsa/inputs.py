@@ -105,26 +105,32 @@ def unit_rms(x: Array, kept: Array | None = None) -> Array:
     columns become exact zeros, so that their rounding is never scaled up into a signal.
     kept (n,) bool: rows outside it are padding; they count for nothing and become zeros.
     """
-    if kept is None:
-        still = constant(x)
-        x = centre(x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True)))
-        share: Array | float = 1.0
-    else:
-        rows = kept[:, None]
-        x = jnp.where(rows, x, jnp.where(rows, x, -jnp.inf).max(-2, keepdims=True))
-        still = constant(x)
-        x = x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True))
-        for _ in range(2):
-            x = x - jnp.where(rows, x, 0.0).sum(-2, keepdims=True) / kept.sum()
-        x = jnp.where(rows, x, 0.0)
-        share = kept.mean()
-    x = jnp.where(still[..., None, :], 0.0, x)
-    x = x * power_of_two(jnp.abs(x).max((-2, -1), keepdims=True))
-    mean_square = (x * x).mean(-1, keepdims=True).mean(-2, keepdims=True) / share
+    rows = None if kept is None else kept[:, None]
+    count: Array | int = x.shape[-2] if kept is None else kept.sum()
+
+    def filled(x: Array, value: float) -> Array:
+        return x if rows is None else jnp.where(rows, x, value)
+
+    high, low = filled(x, -jnp.inf).max(-2, keepdims=True), filled(x, jnp.inf).min(-2, keepdims=True)
+    moving = ~_still(high, low)
+    first = power_of_two(jnp.maximum(jnp.abs(high), jnp.abs(low)).max(-1, keepdims=True))
+    mean = filled(x * first, 0.0).sum(-2, keepdims=True) / count
+    rest = filled(x * first - mean, 0.0).sum(-2, keepdims=True) / count  # the rounding error of the mean
+
+    def centred(x: Array) -> Array:
+        return jnp.where(moving, x * first - mean - rest, 0.0)
+
+    # every step of centring keeps the order of a column, so its ends stay its largest and smallest
+    second = power_of_two(jnp.maximum(jnp.abs(centred(high)), jnp.abs(centred(low))).max(-1, keepdims=True))
+    x = filled(centred(x) * second, 0.0)
+    mean_square = (x * x).mean(-1, keepdims=True).sum(-2, keepdims=True) / count
     return x * jnp.where(mean_square > 0, jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1.0)), 0.0)
 
 
 def constant(x: Array, axis: int = -2) -> Array:
     """Where a column varies no more than the rounding of its own values; an absolute epsilon would depend on units."""
-    span = x.max(axis) - x.min(axis)
-    return span <= 4 * jnp.finfo(x.dtype).eps * jnp.abs(x).max(axis)
+    return _still(x.max(axis), x.min(axis))
+
+
+def _still(high: Array, low: Array) -> Array:
+    return high - low <= 4 * jnp.finfo(high.dtype).eps * jnp.maximum(jnp.abs(high), jnp.abs(low))
