@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Model, Run
 from hrsa_jax.data.corpora import bbc_news, stdlib_functions
 from hrsa_jax.data.reasoning_pairs import WORKED_FAMILY, reasoning_pairs
@@ -30,6 +31,7 @@ from hrsa_jax.models.backbone import load
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.processes import index
 from hrsa_jax.runtime.workdir import Workdir, fingerprint, write_json
 
 BACKBONES, EMBEDDINGS = "base_vs_reasoning", "base-Emb_vs_reasoning-Emb"
@@ -183,6 +185,7 @@ class CompareConfig:
     ceiling: tuple[str, ...] = ()
     trajectory: tuple[str, ...] = ()
     keep_activations: bool = False
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         for name in ("backbones", "ceiling"):
@@ -207,7 +210,9 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         log = RunLog(workdir.path)
         texts = None if settings.texts is None else read_texts(settings)
         log.line(f"hrsa_jax compare: {settings.a} with {settings.b}, preset {settings.preset}")
-        found = _Comparisons(settings, texts, workdir.path, log)
+        # Each of several processes has a store of its own; the states come from all of them either way.
+        store = workdir.path / ("activations" if index() == 0 else f".activations{index()}")
+        found = _Comparisons(settings, texts, store, log)
         figures = {"comparison": found.main.plot()}
         results: dict[str, Any] = {
             "schema": 1,
@@ -222,10 +227,11 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             results[name] = part
             figures |= {name: figure} if figure is not None else {}
         for name, figure in figures.items():
-            figure.savefig(workdir.path / f"{name}.svg")
+            if index() == 0:
+                figure.savefig(workdir.path / f"{name}.svg")
         write_json(workdir.path / "results.json", results)
-        if not settings.keep_activations:
-            shutil.rmtree(workdir.path / "activations", ignore_errors=True)
+        if not settings.keep_activations or index() != 0:
+            shutil.rmtree(store, ignore_errors=True)
         log.line(f"\nresults {workdir.path / 'results.json'}\nfigures {', '.join(f'{name}.svg' for name in figures)}")
         log.close()
     return 0
@@ -261,12 +267,12 @@ def read_texts(config: CompareConfig) -> LabelledTexts:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number} is not valid JSON ({error.msg}): correct or delete the line") from error
-        for column, field in zip(columns, (config.text_field, *fields), strict=True):
-            if field is None:
+        for column, name in zip(columns, (config.text_field, *fields), strict=True):
+            if name is None:
                 continue
-            value = row.get(field) if isinstance(row, dict) else None
-            if value is None or (field == config.text_field and not (isinstance(value, str) and value.strip())):
-                raise InputError(f"{path}:{number} has no usable field {field!r}: give every line one")
+            value = row.get(name) if isinstance(row, dict) else None
+            if value is None or (name == config.text_field and not (isinstance(value, str) and value.strip())):
+                raise InputError(f"{path}:{number} has no usable name {name!r}: give every line one")
             column.append(str(value))
     texts, labels, parts = columns
     return LabelledTexts(texts, labels if config.label_field else None, parts if config.breakdown_field else None)
@@ -275,8 +281,8 @@ def read_texts(config: CompareConfig) -> LabelledTexts:
 class _Comparisons:
     """The main comparison, and what else the config asks for, on the same texts and rows."""
 
-    def __init__(self, config: CompareConfig, texts: LabelledTexts | None, folder: Path, log: RunLog):
-        self.config, self.log, self.store = config, log, folder / "activations"
+    def __init__(self, config: CompareConfig, texts: LabelledTexts | None, store: Path, log: RunLog):
+        self.config, self.log, self.store, self.mesh = config, log, store, device_mesh(config.mesh)
         self.texts, self.loaded = texts, {}  # type: ignore[var-annotated]
         others = (*config.backbones, *config.ceiling, *config.trajectory)
         self.chosen: list[int] = []
@@ -292,7 +298,7 @@ class _Comparisons:
     def model(self, source: str) -> Any:
         if source not in self.loaded:
             self.loaded.clear()  # one model in memory is enough: activations are kept on disk
-            self.loaded[source] = load(source)
+            self.loaded[source] = load(source, mesh=self.mesh)
         return self.loaded[source]
 
     def states(self, source: str) -> TokenStates:
@@ -305,7 +311,7 @@ class _Comparisons:
         )
 
     def compare(self, a: str, b: str, labels: list[str] | None = None) -> Comparison:
-        left, right = (Path(s) if _are_files(s) else load(s) for s in (a, b))
+        left, right = (Path(s) if _are_files(s) else load(s, mesh=self.mesh) for s in (a, b))
         return compare_models(
             left,
             right,

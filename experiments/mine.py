@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
+from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Run
 from experiments.training_data import DataFile, open_files, rows_fingerprint
 from hrsa_jax.data.negatives import Mined, MiningRule, filter_by_margin, known_answers, margin, mine_block
@@ -24,6 +26,7 @@ from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.processes import written_once
 from hrsa_jax.runtime.workdir import Workdir, write_json
 
 
@@ -51,6 +54,7 @@ class MineRun:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch_tokens: int = 8192
     block: int = 4096
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     label: str = ""
     rule: MiningRule = field(init=False)
 
@@ -69,7 +73,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         log.line(f"hrsa_jax mining with {setting.encoder!r}\n  workdir  {workdir.path}")
-        context = Run(workdir, log)
+        context = Run(workdir, log, mesh=device_mesh(setting.mesh))
         length = min(setting.max_length, context.load(setting.encoder).config.max_position_embeddings)
         encoder = Encoder(
             context.load(setting.encoder), max_length=length, dtype=setting.dtype, batch_tokens=setting.batch_tokens
@@ -83,8 +87,9 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             }
             with workdir.stage(f"mine/{name}", inputs) as stage:
                 if not stage.done:
-                    target = workdir.path / "mined" / f"{name}.jsonl"
-                    stage.complete(mine_file(pairs, encoder, setting, stage.path, target, log))
+                    with written_once(stage.path) as place, written_once(workdir.path / "mined") as mined:
+                        found = mine_file(pairs, encoder, setting, place, mined / f"{name}.jsonl", context)
+                    stage.complete(found)
             facts[name] = stage.result
             log.line(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in stage.result.items()))
         results = {"schema": 1, "kind": "mining", "label": setting.label, "files": facts}
@@ -96,9 +101,11 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
 
 
 def mine_file(
-    pairs: Sequence[Pair], encoder: Encoder, setting: MineRun, folder: Path, target: Path, log: RunLog
+    pairs: Sequence[Pair], encoder: Encoder, setting: MineRun, folder: Path, target: Path, run: Run
 ) -> dict[str, Any]:
-    """Mines one data set into `target`; returns counts and the mean margin."""
+    """Mines one data set into `target`; returns counts and the mean margin. folder: for the vectors meanwhile."""
+    log = run.log
+    folder.mkdir(parents=True, exist_ok=True)
     place_of: dict[str, int] = {}
     for pair in pairs:
         for text in (*pair.positives, *pair.negatives):
@@ -113,7 +120,9 @@ def mine_file(
         with log.progress(f"negatives of {target.stem}", len(pairs)) as progress:
             for start in range(0, len(pairs), setting.block):
                 here = pairs[start : start + setting.block]
-                for pair, one in zip(here, _mine(here, place_of, answers, vectors_Pd, encoder, setting), strict=True):
+                for pair, one in zip(
+                    here, _mine(here, place_of, answers, vectors_Pd, encoder, setting, run.mesh), strict=True
+                ):
                     if len(one.places) < setting.least_negatives:
                         counts["too few negatives"] += 1
                         continue
@@ -145,12 +154,13 @@ def _mine(
     vectors_Pd: np.ndarray,
     encoder: Encoder,
     setting: MineRun,
+    mesh: Mesh | None,
 ) -> list[Mined]:
     queries_Qd = _encode_queries(pairs, encoder, setting.template)
     blocks = (vectors_Pd[i : i + setting.block] for i in range(0, len(vectors_Pd), setting.block))
     positives = [np.asarray(vectors_Pd[[place_of[text] for text in pair.positives]]) for pair in pairs]
     known = [answers[pair.query] for pair in pairs]
-    return mine_block(queries_Qd, positives, known, blocks, len(vectors_Pd), setting.rule)
+    return mine_block(queries_Qd, positives, known, blocks, len(vectors_Pd), setting.rule, mesh=mesh)
 
 
 def _encode_queries(pairs: Sequence[Pair], encoder: Encoder, template: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder
+from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
 
 TasksFn = Callable[[], Iterable[Any]]
@@ -73,8 +74,13 @@ def run_tasks(
         One TaskScore per task of this worker, in order; `error` is set where there is no score.
 
     Raises:
-        InputError: a worker number that is not below the number of workers.
+        InputError: a worker number that is not below the number of workers; a run of several processes.
     """
+    if processes.count() > 1:
+        raise InputError(
+            "mteb tasks run in a process of their own: train without a monitor, then evaluate the exported model on "
+            "one host"
+        )
     if not 0 <= worker < workers:
         raise InputError(f"worker={worker} of workers={workers}: give each process another number from 0 on")
     tasks = list(tasks_fn())[worker::workers]

@@ -27,6 +27,7 @@ from hrsa_jax.runtime.errors import InputError
 HEARTBEAT_SECONDS = 30
 JOIN_SECONDS = 300  # hosts of a pod start minutes apart
 LOST_PEER = 75  # exit status: try again (EX_TEMPFAIL)
+_LEAVE_SECONDS = 10
 _END_SECONDS = 7 * 24 * 3600  # a process that is done waits for the others, however long they write reports
 
 _FATAL = re.compile(rb"^F\d{4} ")
@@ -265,13 +266,15 @@ def _run_child(program: Callable[[], int], noise: int, alive: int) -> None:
         import traceback
 
         traceback.print_exc(file=sys.stderr)
-    if code == 0:
-        import jax
-
-        jax.distributed.shutdown()  # waits until the others are done, too
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # on an error nobody waits for the others: they learn of it by the missing heartbeat
+    if code != LOST_PEER and count() > 1:
+        import jax
+
+        if code:  # the others end too, where all met the same error or signal; else they learn of it by our silence
+            threading.Timer(_LEAVE_SECONDS, os._exit, (code,)).start()
+        jax.distributed.shutdown()  # waits until the others are done
+    os._exit(code)
 
 
 def _pass_on(noise: int, withheld: list[bytes]) -> None:

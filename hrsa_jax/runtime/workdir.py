@@ -127,9 +127,9 @@ class Stage:
             same = inputs_path.exists() and _try_json(inputs_path) == json.loads(json.dumps(self.inputs, default=str))
             if not same or self._marker.exists():
                 shutil.rmtree(self.path)
+        processes.agreed(None)  # the folder is made anew before anyone writes to it
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(inputs_path, self.inputs)
-        processes.agreed(None)
         self._started = time.monotonic()
         self._memory.start()
         return self
