@@ -272,7 +272,7 @@ def read_texts(config: CompareConfig) -> LabelledTexts:
                 continue
             value = row.get(name) if isinstance(row, dict) else None
             if value is None or (name == config.text_field and not (isinstance(value, str) and value.strip())):
-                raise InputError(f"{path}:{number} has no usable name {name!r}: give every line one")
+                raise InputError(f"{path}:{number} has no usable field {name!r}: give every line one")
             column.append(str(value))
     texts, labels, parts = columns
     return LabelledTexts(texts, labels if config.label_field else None, parts if config.breakdown_field else None)
