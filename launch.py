@@ -21,9 +21,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-EXPERIMENTS = ("inspect", "study", "convert", "mine", "compare", "evaluate", "tune", "merge")
+EXPERIMENTS = ("inspect", "study", "convert", "mine", "compare", "evaluate", "tune", "merge", "plan")
 
-_ALONE = ("inspect",)  # write nothing and run in one process
+_ALONE = ("inspect", "plan")  # write nothing and run in one process
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override a setting by --config.NAME=VALUE.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run (local, or gs:// for checkpoints only).")

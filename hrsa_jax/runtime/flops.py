@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from hrsa_jax.runtime.hardware import HARDWARE
 
@@ -34,6 +37,36 @@ def training_flops_per_token(parameters: int, trainable: int) -> float:
         trainable: how many of the layers' parameters have gradients.
     """
     return 4.0 * parameters + 2.0 * trainable
+
+
+def matmul_flops(traced: Any) -> float:
+    """FLOPs of the matrix products of a traced program (`jit(f).trace(...).jaxpr`), over all devices.
+
+    Loops count as often as they run and recomputation counts; results that nobody reads do not.
+    """
+    jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+    return _products(jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            continue
+        inner = [_products(getattr(sub, "jaxpr", sub)) for sub in _called(equation.params)]
+        total += (max(inner, default=0.0) if "branches" in equation.params else sum(inner)) * equation.params.get(
+            "length", 1
+        )
+    return total
+
+
+def _called(params: dict[str, Any]) -> list[Any]:
+    """The programs an equation runs: bodies of loops, branches, functions."""
+    values = [item for value in params.values() for item in (value if isinstance(value, tuple | list) else (value,))]
+    return [value for value in values if hasattr(getattr(value, "jaxpr", value), "eqns")]
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def link_bandwidths(item: Hardware, mesh_shape: Mapping[str, int]) -> dict[str, 
     An axis whose groups reach beyond a domain runs at the network's speed.
     """
     found, inside = {}, 1
-    for axis, size in reversed(mesh_shape.items()):
+    for axis, size in reversed(list(mesh_shape.items())):
         inside *= size
         found[axis] = item.link if inside <= item.domain else item.network
     return found
