@@ -244,8 +244,10 @@ class Plan:
         for axes, size in formula.items():
             yield f"bytes over {' and '.join(axes)}", f"{_gigabytes(size)} a device and step"
         if found.cost.traffic:
-            total = sum(bytes_over_axes(found.cost.traffic).values())
-            yield "  compiled here", f"{_gigabytes(total)} (the CPU compiler reduces where others reduce and scatter)"
+            here = sum(bytes_over_axes(found.cost.traffic).values())
+            plain = traffic(self.load, found.mesh_shape, found.rows, found.chunks, reduce_scatter=False)
+            said = sum(bytes_over_axes(plain).values())
+            yield "  compiled here", f"{_gigabytes(here)}; {_gigabytes(said)} by the formula without reduce-scatter"
         computing = model_flops / (setting.mfu * item.bf16_flops * setting.devices)
         sending = seconds_over_axes(formula, speeds)
         self.seconds = max(computing, sending)

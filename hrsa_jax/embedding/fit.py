@@ -162,8 +162,10 @@ def _size_for(budget: float, points: Sequence[tuple[int, int]]) -> int:
     return int(few + (budget - less) / slope) if slope > 0 else many
 
 
-def traffic(load: Workload, shape: Mapping[str, int], rows: int, chunks: int) -> list[Traffic]:
-    """The formula's bytes of a step of `rows` rows a device on an accelerator."""
+def traffic(
+    load: Workload, shape: Mapping[str, int], rows: int, chunks: int, *, reduce_scatter: bool = True
+) -> list[Traffic]:
+    """The formula's bytes of a step of `rows` rows a device; reduce_scatter: as accelerators do, and CPUs do not."""
     queries = load.recipe.batch_size
     return conversion_bytes(
         load.model,
@@ -176,7 +178,7 @@ def traffic(load: Workload, shape: Mapping[str, int], rows: int, chunks: int) ->
         chunks=chunks,
         remat=load.recipe.remat,
         lora_rank=None if load.lora is None else load.lora.rank,
-        reduce_scatter=True,
+        reduce_scatter=reduce_scatter,
     )
 
 
