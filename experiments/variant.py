@@ -170,6 +170,7 @@ def _curves(training: Mapping[str, Any]) -> list[str]:
         if name in training:
             with panel(6.5, 2.4) as (figure, axes):
                 axes.plot(training["step"], training[name], color=COLOURS["reasoning"])
-                axes.set(xlabel="step", ylabel=name.replace("_", " "))
-                parts.append(f"<h2>{name.replace('_', ' ').capitalize()}</h2>{to_svg(figure, f'tune-{name}')}")
+                shown = "KL" if name == "kl" else name.replace("_", " ")
+                axes.set(xlabel="step", ylabel=shown)
+                parts.append(f"<h2>{shown[0].upper()}{shown[1:]}</h2>{to_svg(figure, f'tune-{name}')}")
     return parts

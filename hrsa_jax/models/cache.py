@@ -103,6 +103,8 @@ def place(decoder: "Decoder", arrays: tuple[np.ndarray, ...]) -> tuple[jax.Array
 def empty_cache(decoder: "Decoder", rows: int, slots: int, dtype: Any) -> Cache:
     """A cache of `rows` empty rows, placed as `place` has it."""
     config, mesh = decoder.config, _mesh(decoder)
+    if jax.default_backend() == "cpu":  # which would widen all of a bfloat16 cache again at every step
+        dtype = jnp.float32
     shape = (rows, config.num_kv_heads, slots, config.head_dim)
     device = None if mesh is None else named_sharding(mesh, ("batch", "kv_heads", None, None), shape)
     layers = [

@@ -67,7 +67,7 @@ def generate_tokens(
         top_p: samples from the smallest set of most likely tokens that holds this probability (after temperature).
         seed: sample i is a function of (seed, i, prompt i) up to rounding, whatever the batches.
         batch_size: rows decoded together.
-        dtype: of the matmul operands and of the cache.
+        dtype: of the matmul operands and of the cache (on a CPU the cache is always float32).
 
     Raises:
         ValueError: an argument out of range, an empty prompt, or one too long for the model's positions.
