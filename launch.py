@@ -82,8 +82,9 @@ def _explained(program: Callable[[], int]) -> int:
     try:
         return program()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        sentence = lost_peer(error)  # a checkpoint cannot be written without the others, say
+        print(sentence or f"error: {error}", file=sys.stderr)
+        return LOST_PEER if sentence else 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C: run the same command again to continue", file=sys.stderr)
         return 130

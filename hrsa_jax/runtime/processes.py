@@ -191,15 +191,15 @@ def sigterm_asks() -> Iterator[Callable[[int], bool]]:
 
 
 def lost_peer(error: BaseException) -> str | None:
-    """The sentence for an error that another process's end caused; None for any other error."""
+    """The sentence for an error that another process's end caused, at once or further up; None for any other error."""
     import jax
 
-    if count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
-        return None
-    text = str(error)
-    if not any(word in text.lower() for word in _TRANSPORT):
-        return None
-    return _sentence(str(index()))
+    cause: BaseException | None = error
+    while cause is not None and count() > 1:
+        if isinstance(cause, jax.errors.JaxRuntimeError) and any(word in str(cause).lower() for word in _TRANSPORT):
+            return _sentence(str(index()))
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _sentence(process: str) -> str:
@@ -212,8 +212,8 @@ def _sentence(process: str) -> str:
 def supervised(program: Callable[[], int], process: str) -> int:
     """Runs `program` in a child process and returns its exit status; when other processes die, says so.
 
-    Signals are passed on to the child, and the child dies with its parent. Of what libraries write to stderr, the
-    report of a lost process is left out.
+    Signals are passed on to the child, and the child dies with its parent. Of what libraries print, the report
+    of a lost process is left out.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -246,9 +246,11 @@ def supervised(program: Callable[[], int], process: str) -> int:
 
 
 def _run_child(program: Callable[[], int], noise: int, alive: int) -> None:
-    """The child: Python's stderr stays where it was, the libraries' goes to the parent."""
+    """The child: what Python prints goes where it did, what libraries print below it goes to the parent."""
     os.setsid()  # Ctrl-C reaches the parent only, which passes it on: once, not twice
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    os.dup2(noise, 1)
     os.dup2(noise, 2)
     os.close(noise)
 
@@ -283,7 +285,7 @@ def _pass_on(noise: int, withheld: list[bytes]) -> None:
         for line in lines:
             if withheld or _FATAL.match(line) or _COORDINATION.search(line):
                 withheld.append(line)
-            else:
+            elif not line.startswith(b"[Gloo] Rank"):  # each new group of devices announces itself
                 sys.stderr.buffer.write(line)
                 sys.stderr.flush()
 
