@@ -1,4 +1,4 @@
-"""The whole study on a model of a few kilobytes: its results, its resume after SIGKILL in every stage."""
+"""The whole study on a model of a few kilobytes: its results, its resume after SIGKILL."""
 
 import json
 import os
@@ -107,9 +107,16 @@ def test_a_finished_study_runs_nothing_again(setting, whole):
     assert without_timings(again) == without_timings(whole)
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_results(setting, whole):
-    workdir = setting / "killed"
-    for stage in STAGES:
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(("convert/reasoning-Emb-s0", "hrsa"), id="two stages"),
+        pytest.param(STAGES, id="every stage", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_in_the_middle_it_ends_with_the_same_results(setting, whole, stages):
+    workdir = setting / f"killed{len(stages)}"
+    for stage in stages:
         process = start(setting, workdir)
         folder = workdir / "stages" / stage
         deadline = time.monotonic() + 300
@@ -119,7 +126,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(setting, whole):
         assert not (folder / "done.json").exists(), f"{stage} ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert start(setting, workdir).wait(timeout=600) == 0, (setting / "killed.log").read_text()
+    assert start(setting, workdir).wait(timeout=600) == 0, workdir.with_suffix(".log").read_text()
     killed = json.loads((workdir / "results.json").read_text())
     assert without_timings(killed) == without_timings(whole)
 

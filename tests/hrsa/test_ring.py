@@ -12,7 +12,7 @@ import pytest
 import reference as ref
 from jax.sharding import AxisType
 
-from hrsa_jax.hrsa import geometry, ring
+from hrsa_jax.hrsa import cka_stack, geometry, ring
 from hrsa_jax.hrsa.cka_batches import _update, layers_init, layers_result, layers_update
 
 DEVICES = 8
@@ -39,6 +39,7 @@ def stacks(n=75):
 def test_cka_equals_one_device(mesh, monkeypatch, debiased, by_gram, devices):
     part = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
     monkeypatch.setattr(ring, "gram_is_cheaper", lambda *_: by_gram)
+    monkeypatch.setattr(cka_stack, "TILE", 4)  # several tiles on every device, the last one ragged
     xs, ys = stacks()
     found = ring.sharded_cka_matrix(xs, ys, part, debiased=debiased)
     np.testing.assert_allclose(found, geometry.cka_matrix(xs, ys, debiased=debiased), rtol=1e-5, atol=1e-6)
