@@ -45,7 +45,9 @@ def check_same(found, expected):
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("layout", rooms.MESHES)
+@pytest.mark.parametrize(
+    "layout", [name if name == "2 x 2 x 2" else pytest.param(name, marks=pytest.mark.slow) for name in rooms.MESHES]
+)
 def test_conversion_and_encoding_on_a_mesh(folder, alone, layout):
     mesh = make_mesh(**rooms.MESHES[layout])
     facts: dict[str, Any] = {}
@@ -106,6 +108,7 @@ def two_processes(folder: Path, *names: str) -> list[rooms.Numbers]:
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes(folder, alone):
     for found in two_processes(folder, "encoding"):
         check_same(found, {f"encoding {name}": value for name, value in alone("encoding").items()})
