@@ -32,6 +32,7 @@ _END_SECONDS = 7 * 24 * 3600  # a process that is done waits for the others, how
 
 _FATAL = re.compile(rb"^F\d{4} ")
 _COORDINATION = re.compile(rb"coordination_service|distributed[_ ]service|CoordinationService|coordination service")
+_GREETING = re.compile(rb"\[Gloo\]|peer ranks")  # of every new group of devices, from several threads at once
 _TRANSPORT = ("gloo", "nccl", "connection closed", "connection reset", "coordination", "heartbeat", "unavailable:")
 
 
@@ -285,7 +286,7 @@ def _pass_on(noise: int, withheld: list[bytes]) -> None:
         for line in lines:
             if withheld or _FATAL.match(line) or _COORDINATION.search(line):
                 withheld.append(line)
-            elif not line.startswith(b"[Gloo] Rank"):  # each new group of devices announces itself
+            elif not _GREETING.search(line):
                 sys.stderr.buffer.write(line)
                 sys.stderr.flush()
 
