@@ -217,9 +217,8 @@ class Plan:
         )
         share = found.cost.total / self.item.memory
         yield "memory", f"{_gigabytes(found.cost.total)} a device ({share:.0%}), by compiled memory analysis"
-        if found.expected is not None:
-            off = found.expected / found.cost.total - 1
-            yield "  predicted", f"{_gigabytes(found.expected)} from two other chunk sizes ({off:+.1%})"
+        off = found.expected / found.cost.total - 1
+        yield "  predicted", f"{_gigabytes(found.expected)} before it was compiled ({off:+.1%})"
 
     def _activations(self) -> float:
         held = self.fit.arrays.bytes_per_device

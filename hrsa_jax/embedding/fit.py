@@ -37,14 +37,14 @@ class Workload:
 @dataclass(frozen=True)
 class Fit:
     """A step on a mesh. rows: of a device's batch; chunks: it is computed in; expected: bytes of a device by the line
-    through the sizes compiled before; None where the step itself was the first or second."""
+    through two sizes compiled before, or by `formula_bytes` where there were none."""
 
     mesh_shape: dict[str, int]
     arrays: ModelArrays
     cost: StepCost
     rows: int
     chunks: int
-    expected: float | None
+    expected: float
 
     @property
     def group(self) -> int:
@@ -115,9 +115,9 @@ def fit(load: Workload, shape: Mapping[str, int], budget: float) -> Fit:
             recipe = replace(load.recipe, chunks=chunks, chunk_tokens=None, layout="packed")
             total = held * shape["data"] * shape["fsdp"]
             cost = step_cost(arrays, recipe, mesh, rows=total, row_length=load.row_length)
-            expected = _line(
-                [(-(-rows // one.chunks), one.cost.total) for one in compiled.values()], -(-rows // chunks)
-            )
+            size = -(-rows // chunks)
+            line = _line([(-(-rows // one.chunks), one.cost.total) for one in compiled.values()], size)
+            expected = formula_bytes(load, arrays, shape, size * load.row_length, chunks) if line is None else line
             compiled[chunks] = Fit(dict(shape), arrays, cost, held, chunks, expected)
         return compiled[chunks]
 
@@ -180,6 +180,15 @@ def traffic(
         lora_rank=None if load.lora is None else load.lora.rank,
         reduce_scatter=reduce_scatter,
     )
+
+
+def formula_bytes(load: Workload, arrays: ModelArrays, shape: Mapping[str, int], tokens: int, chunks: int) -> float:
+    """About what a device needs for chunks of so many tokens: state, gradients (and their sum over chunks), the
+    gathered embedding table and its gradient, and the chunk's activations."""
+    held = arrays.bytes_per_device
+    table = 8.0 * load.model.vocab_size * load.model.hidden_size if shape["fsdp"] > 1 else 0.0
+    sums = held["gradients"] if chunks > 1 else 0
+    return sum(held.values()) + sums + table + tokens * activation_bytes(load.model, load.row_length, shape["tensor"])
 
 
 def activation_bytes(model: ModelConfig, row_length: int, tensor: int) -> float:

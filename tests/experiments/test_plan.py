@@ -1,6 +1,7 @@
 """The plan's numbers are those of the compiled program, and bad requests are one sentence."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,8 +145,8 @@ def test_a_plan_at_full_size_takes_under_two_minutes_and_its_line_is_right(hardw
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_real_step_takes_the_memory_that_was_compiled(kind):
     script = Path(__file__).parent / "peak_of_step.py"
-    ran = subprocess.run(
-        [sys.executable, str(script), "32", "128", "2", kind], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    command = [sys.executable, str(script), "32", "128", "2", kind]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["measured"] == pytest.approx(found["predicted"], rel=0.15), found
