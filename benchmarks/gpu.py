@@ -90,19 +90,29 @@ def architecture(name: str, *, tiny: bool) -> ModelConfig:
 
 
 def _words_tokenizer(vocab_size: int) -> Any:
-    """One token a word, so that every text has exactly the length asked for."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """One token a word, so that every text has exactly the length asked for.
+
+    The words are added tokens of a byte-level tokenizer: transformers reads a Qwen2 folder's tokenizer as one of that
+    kind, whatever it was.
+    """
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<pad>": 0, "<unk>": 1} | {f"w{i}": i + 2 for i in range(min(_WORDS, vocab_size - 2))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<pad>"])
+    tokenizer.add_tokens([AddedToken(_word(i), normalized=False) for i in range(min(_WORDS, vocab_size - 257))])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+
+
+def _word(number: int) -> str:
+    return f"w{number:05d}"
 
 
 def _texts(count: int, tokens: int) -> list[str]:
     words = np.random.default_rng(0).integers(0, _WORDS, (count, tokens))
-    return [" ".join(f"w{word}" for word in row) for row in words]
+    return ["".join(map(_word, row)) for row in words]
 
 
 def _backbone(name: str, tiny: bool) -> Any:
