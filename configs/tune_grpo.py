@@ -7,7 +7,7 @@ LoRA, 8 questions x 8 samples a step, asked through the chat template. Training 
 questions the base solves about 16% of such samples. A policy that learns to answer with a bare number moves several
 nats per token away from a base that chats, so the guard's max_kl is wider than its default. No hub, no accelerator:
 about 18 seconds a step on two idle cores. Other methods on the same questions: --config.method=sft,
---config.method=trace (writes traces.jsonl: question, solution, correct, length, difficulty).
+--config.method=trace (writes traces.jsonl: question, solution, correct, length, difficulty). One run and its figures: results/tune_grpo.
 """
 
 from ml_collections import config_dict
