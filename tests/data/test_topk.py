@@ -51,7 +51,8 @@ def test_memory_is_flat_in_the_size_of_the_corpus():
         tracemalloc.stop()
         return found
 
-    assert peak(40) < 1.2 * peak(4)
+    block = 2_000 * 32 * 4  # bytes; the device may still hold the one or two before it
+    assert peak(40) < peak(4) + 2.5 * block
 
 
 def test_fewer_passages_than_asked_for():
