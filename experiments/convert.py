@@ -39,7 +39,7 @@ from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.flops import training_flops_per_token
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
-from hrsa_jax.runtime.mesh import make_mesh, shard_batch
+from hrsa_jax.runtime.mesh import batch_parts, make_mesh, shard_batch
 from hrsa_jax.runtime.processes import written_once
 from hrsa_jax.runtime.workdir import Workdir, write_json
 
@@ -239,7 +239,7 @@ class _Conversion:
         self._backbone, self._recipe = run.load(source.source), config.recipe
         mesh = run.mesh
         self._place = partial(shard_batch, mesh) if mesh is not None else jax.device_put
-        self._rows = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+        self._rows = batch_parts(mesh.shape) if mesh is not None else 1
         self._in_mesh = (lambda: jax.set_mesh(mesh)) if mesh is not None else nullcontext
 
     def result(self) -> dict[str, Any]:

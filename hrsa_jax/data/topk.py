@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hrsa_jax.runtime.mesh import shard_batch, to_host
+from hrsa_jax.runtime.mesh import batch_parts, shard_batch, to_host
 
 _SPARE = 16  # more candidates than asked for are taken in float32 and ranked again in float64
 _GATHERED = 1 << 22  # numbers of passages gathered for that at a time
@@ -66,8 +66,7 @@ def _split(queries_Qd: np.ndarray, mesh: Mesh | None) -> jax.Array:
     """The queries on the devices, padded so that every device has as many."""
     if mesh is None:
         return jnp.asarray(queries_Qd, jnp.float32)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    padded = np.pad(np.asarray(queries_Qd, np.float32), ((0, -len(queries_Qd) % rows), (0, 0)))
+    padded = np.pad(np.asarray(queries_Qd, np.float32), ((0, -len(queries_Qd) % batch_parts(mesh.shape)), (0, 0)))
     return shard_batch(mesh, padded)
 
 

@@ -28,7 +28,7 @@ from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.models.config import ModelConfig
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.mesh import shard_batch, to_host
+from hrsa_jax.runtime.mesh import batch_parts, shard_batch, to_host
 
 SHORTEST_ROW = 128
 MAX_SEGMENTS = 32  # texts a row
@@ -206,7 +206,7 @@ class Encoder:
             _collect(out_LND, *pending.popleft())
 
     def _batches(self, tokens: TokenizedTexts) -> Iterator[_Batch]:
-        devices = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        devices = 1 if self._mesh is None else batch_parts(self._mesh.shape)
         for layout, texts in _layouts(tokens.lengths, np.flatnonzero(~tokens.empty)):
             full = -(-max(1, self.batch_tokens // layout.row_length) // devices) * devices
             sizes = _batch_sizes(layout.rows, full, devices, start=full * _START_COST[self.dtype])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from hrsa_jax.models.lora import LoRAConfig
 from hrsa_jax.runtime.communication import Traffic, conversion_bytes
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.hardware import Hardware, link_bandwidths
-from hrsa_jax.runtime.mesh import make_mesh
+from hrsa_jax.runtime.mesh import batch_parts, make_mesh
 from hrsa_jax.runtime.optim import OptimConfig
 
 _TRIES = 2  # chunk sizes that are compiled after the first two
@@ -49,7 +50,7 @@ class Fit:
     @property
     def group(self) -> int:
         """Devices that split the batch."""
-        return self.mesh_shape["data"] * self.mesh_shape["fsdp"]
+        return batch_parts(self.mesh_shape)
 
 
 def mesh_shapes(devices: int, heads: int) -> Iterator[dict[str, int]]:
@@ -84,11 +85,10 @@ def ranked(
     found: list[tuple[float, int, int, Mapping[str, int]]] = []
     for shape in shapes:
         mesh = _mesh(shape)
-        held = sum(model_arrays(load.model, load.optim, load.lora, mesh).bytes_per_device.values())
-        room = (budget - held) / activation_bytes(load.model, load.row_length, shape["tensor"]) / load.row_length
+        room = _room(load, model_arrays(load.model, load.optim, load.lora, mesh), shape, budget)
         if room < 1:
             continue
-        rows = rows_per_device(load, shape["data"] * shape["fsdp"])
+        rows = rows_per_device(load, batch_parts(shape))
         chunks = -(-rows // int(room))
         sent = seconds_over_axes(bytes_over_axes(traffic(load, shape, rows, chunks)), link_bandwidths(item, shape))
         found.append((sent, shape["tensor"], len(found), shape))
@@ -106,14 +106,14 @@ def fit(load: Workload, shape: Mapping[str, int], budget: float) -> Fit:
     """
     mesh = _mesh(shape)
     arrays = model_arrays(load.model, load.optim, load.lora, mesh)
-    rows = rows_per_device(load, shape["data"] * shape["fsdp"])
+    rows = rows_per_device(load, batch_parts(shape))
     compiled: dict[int, Fit] = {}
 
     def at(chunks: int) -> Fit:
         if chunks not in compiled:
             held = -(-rows // chunks) * chunks
             recipe = replace(load.recipe, chunks=chunks, chunk_tokens=None, layout="packed")
-            total = held * shape["data"] * shape["fsdp"]
+            total = held * batch_parts(shape)
             cost = step_cost(arrays, recipe, mesh, rows=total, row_length=load.row_length)
             size = -(-rows // chunks)
             line = _line([(-(-rows // one.chunks), one.cost.total) for one in compiled.values()], size)
@@ -146,13 +146,16 @@ def fit(load: Workload, shape: Mapping[str, int], budget: float) -> Fit:
 def _asked(load: Workload, rows: int, arrays: ModelArrays, shape: Mapping[str, int], budget: float) -> int:
     """The recipe's chunks, or a first guess where it leaves them open."""
     if load.recipe.chunk_tokens is not None:
-        group = shape["data"] * shape["fsdp"]
-        return min(rows, -(-rows * load.row_length * group // load.recipe.chunk_tokens))
+        return min(rows, -(-rows * load.row_length * batch_parts(shape) // load.recipe.chunk_tokens))
     if load.recipe.chunks > 1:
         return min(rows, load.recipe.chunks)
+    return -(-rows // min(rows, max(1, int(_room(load, arrays, shape, budget)))))
+
+
+def _room(load: Workload, arrays: ModelArrays, shape: Mapping[str, int], budget: float) -> float:
+    """About how many rows of a device fit `budget` beside the state."""
     held = sum(arrays.bytes_per_device.values())
-    room = (budget - held) / activation_bytes(load.model, load.row_length, shape["tensor"]) / load.row_length
-    return -(-rows // min(rows, max(1, int(room))))
+    return (budget - held) / activation_bytes(load.model, load.row_length, shape["tensor"]) / load.row_length
 
 
 def _size_for(budget: float, points: Sequence[tuple[int, int]]) -> int:
@@ -170,7 +173,7 @@ def traffic(
     return conversion_bytes(
         load.model,
         shape,
-        rows=rows * shape["data"] * shape["fsdp"],
+        rows=rows * batch_parts(shape),
         row_length=load.row_length,
         segments=load.recipe.max_segments,
         queries=queries,
@@ -213,7 +216,7 @@ def _line(points: Sequence[tuple[int, float]], at: int) -> float | None:
 
 
 def _mesh(shape: Mapping[str, int]) -> Mesh:
-    count = shape["data"] * shape["fsdp"] * shape["tensor"]
+    count = math.prod(shape.values())
     return make_mesh(**shape, devices=jax.devices()[:count])
 
 

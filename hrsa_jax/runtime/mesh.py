@@ -5,6 +5,7 @@ those names to mesh axes. An axis whose size the mesh does not divide is replica
 a tensor axis of 2 are simply held twice.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -52,6 +53,11 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
     return jax.make_mesh(
         tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )
+
+
+def batch_parts(mesh_shape: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of these sizes splits a batch."""
+    return math.prod(mesh_shape[axis] for axis in RULES["batch"])
 
 
 def partition_spec(
