@@ -35,6 +35,7 @@ from hrsa_jax.runtime.processes import index
 from hrsa_jax.runtime.workdir import Workdir, fingerprint, write_json
 
 BACKBONES, EMBEDDINGS = "base_vs_reasoning", "base-Emb_vs_reasoning-Emb"
+CEILING = "base-Emb_vs_base-Emb_other_seed"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Texts:
 
 
 def compare_pairs(pairs: Mapping[str, tuple[Model, Model]], config: HrsaConfig, run: Run) -> dict[str, Any]:
-    """{"pairs": {name: results.json fragment}, "realignment": {measure: curve}}; done once.
+    """{"pairs": {name: results.json fragment}, "realignment": {measure: curve}, "realignment_index": ...}; done once.
+
+    The index needs the pair CEILING.
 
     All pairs share their texts and their rows: a row that is a sink in one model is left out of every comparison.
     """
@@ -149,9 +152,13 @@ def _compare(
                 "measures are over pooled texts, not tokens"
             )
     gaps = realignment_gap(comparisons[BACKBONES], comparisons[EMBEDDINGS])
+    index = {}
+    if CEILING in comparisons:
+        index = realignment_index(comparisons[BACKBONES], comparisons[EMBEDDINGS], comparisons[CEILING])
     return {
         "pairs": {name: comparison.to_json() for name, comparison in comparisons.items()},
         "realignment": {measure: curve.to_json() for measure, curve in gaps.items()},
+        "realignment_index": {measure: curve.to_json() for measure, curve in index.items()},
     }
 
 

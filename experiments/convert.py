@@ -115,7 +115,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         log.line(f"hrsa_jax conversion of {setting.backbone.source!r}\n  workdir  {workdir.path}")
         log.line(f"  devices  {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
         chosen = {"base": setting.backbone} | ({"reasoning": setting.pair} if setting.pair.source else {})
-        backbones = [_backbone(name, backbone, context) for name, backbone in chosen.items()]
+        backbones = [named_backbone(name, backbone, context) for name, backbone in chosen.items()]
         data = training_data(setting.convert, context)
         monitor, template = setting.convert.monitor, setting.convert.recipe.template
         evaluate = task_evaluation(monitor, context, template) if monitor else None
@@ -358,7 +358,8 @@ class _Conversion:
         )
 
 
-def _backbone(name: str, config: BackboneConfig, run: Run) -> Model:
+def named_backbone(name: str, config: BackboneConfig, run: Run) -> Model:
+    """The backbone of the config under a report name; one with random weights is written below the workdir."""
     if not config.reset:
         return run.model(name, config.source)
     folder = f"stages/reset/{name}"

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments.compare import BACKBONES, EMBEDDINGS, HrsaConfig, compare_pairs
+from experiments.compare import BACKBONES, CEILING, EMBEDDINGS, HrsaConfig, compare_pairs
+from experiments.controls import RANDOM_EMB, ControlsConfig, control_embs, noise_floor, planted_truths, trajectory
 from experiments.convert import ConvertConfig, MeshConfig, convert_all, device_mesh, training_data
 from experiments.evaluate import BenchmarkConfig, benchmark, study_suite, tuned_tasks
+from experiments.null_effect import null_effect
 from experiments.run import Model, Run
+from experiments.training_data import TrainingData
 from experiments.tune import TuneConfig, tune
 from hrsa_jax.evaluation.offline_tasks import task_texts
-from hrsa_jax.evaluation.statistics import crossed_interval, one_seed_interval, verdict
 from hrsa_jax.report import page
 from hrsa_jax.report.verdict import summary, terminal_table
 from hrsa_jax.runtime.config import build, to_json
@@ -29,7 +29,10 @@ from hrsa_jax.runtime.workdir import Workdir, write_json
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """base: model source. reasoning: another source, or None to make it from the base by `tune`."""
+    """base: model source. reasoning: another source, or None to make it from the base by `tune`.
+
+    reuse: finished workdirs; stages with the same inputs (the conversions of the same base, say) are taken from them.
+    """
 
     base: str
     convert: ConvertConfig
@@ -37,7 +40,9 @@ class StudyConfig:
     hrsa: HrsaConfig
     reasoning: str | None = None
     tune: TuneConfig | None = None
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    reuse: tuple[str, ...] = ()
     label: str = ""
     demonstration: bool = False
 
@@ -52,16 +57,18 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Runs or continues the study in the folder `path`; returns the exit status."""
     study = build(StudyConfig, config)
     started = time.monotonic()
-    with Workdir(path, to_json(study)) as workdir:
+    with Workdir(path, to_json(study), reuse=study.reuse) as workdir:
         log = RunLog(workdir.path)
         _banner(study, workdir, log)
         context = Run(workdir, log, mesh=device_mesh(study.mesh))
         base = context.model("base", study.base)
         reasoning, variant = _reasoning(study, base, context)
-        embs, training = _convert(study, (base, reasoning), context)
-        rows, failed = benchmark((base, reasoning), embs, study.benchmark, context)
-        hrsa = compare_pairs(_pairs(base, reasoning, embs), study.hrsa, context)
-        models = {_report_name(model, study.convert.seeds): model for model in (base, reasoning, *embs)}
+        data = _pairs_of_texts(study, context)
+        embs, training = _convert(study, (base, reasoning), data, context)
+        controls, control = control_embs(base, study.controls, study.convert, data, context)
+        rows, failed = benchmark((base, reasoning), [*embs, *controls], study.benchmark, context)
+        hrsa = compare_pairs(_pairs(base, reasoning, embs, controls), study.hrsa, context)
+        models = {_report_name(model, study.convert.seeds): model for model in (base, reasoning, *embs, *controls)}
         left_out = tuned_tasks(study.benchmark, ", ".join(study.tune.families) if study.tune else None)
         results = {
             "schema": 1,
@@ -73,9 +80,13 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             "reasoning": variant,
             "training": training,
             "benchmark": rows,
-            "null_effect": _null_effect(rows, left_out, study.benchmark.margin, study.convert.seeds),
+            "null_effect": null_effect(rows, left_out, study.benchmark.margin, study.convert.seeds, control),
             "hrsa": hrsa["pairs"],
             "realignment": hrsa["realignment"],
+            "realignment_index": hrsa["realignment_index"],
+            "trajectory": trajectory((base, reasoning), (embs[0], embs[1]), study.convert, study.hrsa, context),
+            "noise_floor": noise_floor(base, study.controls, study.hrsa, context),
+            "planted": planted_truths(study.controls, context),
             "provenance": _provenance(workdir, command, study),
             "warnings": _warnings(variant, failed, hrsa),
             "timings": _timings(workdir, time.monotonic() - started),
@@ -97,12 +108,16 @@ def _reasoning(study: StudyConfig, base: Model, context: Run) -> tuple[Model, di
     return context.model("reasoning", study.reasoning), made
 
 
+def _pairs_of_texts(study: StudyConfig, context: Run) -> TrainingData:
+    """The training pairs of every conversion, none of whose texts is benchmarked."""
+    texts = task_texts(study_suite(study.benchmark, context).tasks()) if study.benchmark.suite == "offline" else {}
+    return training_data(study.convert, context, texts)
+
+
 def _convert(
-    study: StudyConfig, backbones: tuple[Model, Model], context: Run
+    study: StudyConfig, backbones: tuple[Model, Model], data: TrainingData, context: Run
 ) -> tuple[list[Model], dict[str, dict[str, Any]]]:
     """Both backbones, every seed, by the same recipe on the same pairs in the same order; the manifest proves it."""
-    texts = task_texts(study_suite(study.benchmark, context).tasks()) if study.benchmark.suite == "offline" else {}
-    data = training_data(study.convert, context, texts)
     done = convert_all(list(backbones), study.convert, data, context)
     embs = [build(Model, fields) for fields in done["models"].values()]
     training = {
@@ -116,55 +131,19 @@ def _convert(
     return embs, training
 
 
-def _pairs(base: Model, reasoning: Model, embs: list[Model]) -> dict[str, tuple[Model, Model]]:
-    """What HRSA compares: backbones, embedding models of one seed, and two seeds of one backbone (the ceiling)."""
+def _pairs(base: Model, reasoning: Model, embs: list[Model], controls: list[Model]) -> dict[str, tuple[Model, Model]]:
+    """What HRSA compares: backbones, embedding models of one seed, two seeds of one backbone (the ceiling), and the
+    base's embedding model with one that began from random weights."""
     pairs = {BACKBONES: (base, reasoning), EMBEDDINGS: (embs[0], embs[1])}
     if len(embs) > 2:
-        pairs["base-Emb_vs_base-Emb_other_seed"] = (embs[0], embs[2])
+        pairs[CEILING] = (embs[0], embs[2])
+    pairs |= {f"base-Emb_vs_{model.name}": (embs[0], model) for model in controls if model.name == RANDOM_EMB}
     return pairs
 
 
 def _report_name(model: Model, seeds: tuple[int, ...]) -> str:
     """base-Emb for the first seed, base-Emb-s1 for the others."""
     return model.name if model.seed in (None, seeds[0]) else model.key
-
-
-def _null_effect(
-    rows: list[dict[str, Any]], left_out: set[str], margin: float, seeds: tuple[int, ...]
-) -> dict[str, Any]:
-    """Reasoning-Emb minus base-Emb in points over tasks x seeds, with its interval and the word for it.
-
-    left_out: tasks from the family the variant was tuned on; they are shown apart.
-    """
-    score = {(row["model"], row["seed"], row["task"]): row["score"] for row in rows if row["score"] is not None}
-    tasks = sorted({row["task"] for row in rows if row["model"] == "base-Emb"} - left_out)
-    names = ("reasoning-Emb", "base-Emb")
-    tasks = [task for task in tasks if all((name, seed, task) in score for name in names for seed in seeds)]
-    d_TS = np.array(
-        [[100 * (score[names[0], s, task] - score[names[1], s, task]) for s in seeds] for task in tasks], np.float64
-    )
-    if len(tasks) < 2:
-        raise InputError(
-            f"only {len(tasks)} benchmark tasks have scores of both embedding models: see the failed tasks"
-        )
-    if len(seeds) == 1:
-        estimate, low, high, df = one_seed_interval(d_TS[:, 0])
-        method = "t interval over tasks (one seed: noise between seeds is not in it)"
-    else:
-        estimate, low, high, df = crossed_interval(d_TS)
-        method = "crossed task x seed random-effects interval (Satterthwaite)"
-    return {
-        "estimate": estimate,
-        "interval90": [low, high],
-        "df": df,
-        "method": method,
-        "margin": margin,
-        "word": verdict(d_TS, margin),
-        "tasks": tasks,
-        "left_out": sorted(left_out),
-        "seeds": list(seeds),
-        "differences": d_TS.tolist(),
-    }
 
 
 def _warnings(variant: dict[str, Any], failed: list[str], hrsa: dict[str, Any]) -> list[str]:

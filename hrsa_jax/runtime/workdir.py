@@ -7,7 +7,8 @@
               results.json, report.html
 
 A stage whose marker carries the fingerprint of its present inputs is not run again. A stage that was cut off keeps its
-files (checkpoints, finished tasks) as long as its inputs are the same, and starts clean otherwise.
+files (checkpoints, finished tasks) as long as its inputs are the same, and starts clean otherwise. A stage that another
+workdir finished with the same inputs and versions is taken over from it, where the caller names that workdir.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,49 @@ def versions() -> dict[str, str]:
 class Stage:
     """One stage of a run, used as a context manager (see `Workdir.stage`)."""
 
-    def __init__(self, name: str, path: Path, inputs: dict[str, Any], on_complete: Callable[[Stage], None]):
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        inputs: dict[str, Any],
+        on_complete: Callable[[Stage], None],
+        donors: Sequence[Path] = (),
+    ):
         self.name, self.path, self.inputs = name, path, inputs
         self.fingerprint = fingerprint(inputs)
+        self.taken_from: str | None = None
         self._marker = path / "done.json"
         self._on_complete = on_complete
         self._record: dict[str, Any] = {}
-        if processes.index() == 0 and self._marker.exists():
-            record = read_json(self._marker)
-            if record.get("fingerprint") == self.fingerprint:
-                self._record = record
-        self._record = processes.agreed(self._record)
+        if processes.index() == 0:
+            self._record = self._finished(path) or self._take_over(donors)
+        self._record, self.taken_from = processes.agreed((self._record, self.taken_from))
         self._started = 0.0
         self._memory = _PeakMemory()
+        if self.taken_from:
+            self._on_complete(self)
+
+    def _finished(self, folder: Path) -> dict[str, Any]:
+        """The marker in `folder` if it is of these inputs, else nothing."""
+        marker = folder / "done.json"
+        record = read_json(marker) if marker.exists() else {}
+        return record if record.get("fingerprint") == self.fingerprint else {}
+
+    def _take_over(self, donors: Sequence[Path]) -> dict[str, Any]:
+        """Files and marker of the first donor that finished this stage; hard links where the disk allows them."""
+        for donor in donors:
+            folder = donor / "stages" / self.name
+            record = self._finished(folder)
+            if not record:
+                continue
+            fresh = self.path.with_name(f".{self.path.name}.taken")
+            for old in (fresh, self.path):
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.copytree(folder, fresh, copy_function=_link_or_copy)
+            os.replace(fresh, self.path)
+            self.taken_from = str(donor)
+            return record
+        return {}
 
     @property
     def done(self) -> bool:
@@ -145,13 +176,22 @@ class Workdir:
         path: folder of the run.
         config: the run's config as a JSON value; a used workdir refuses another one.
         seconds_to_wait: how long to wait for the lock of a run that is ending.
+        reuse: other workdirs, whose finished stages with the same inputs are taken over instead of run again.
 
     Raises:
         InputError: the folder cannot be written, is in use by another run, or belongs to another config.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any], *, seconds_to_wait: float = 0.0):
+    def __init__(
+        self,
+        path: str | Path,
+        config: dict[str, Any],
+        *,
+        seconds_to_wait: float = 0.0,
+        reuse: Sequence[str | Path] = (),
+    ):
         self.path = Path(path).absolute()
+        self._donors = [_checked_donor(Path(folder).absolute(), self.path) for folder in reuse]
         problem = None
         if processes.index() == 0:
             try:
@@ -201,7 +241,7 @@ class Workdir:
 
     def stage(self, name: str, inputs: dict[str, Any]) -> Stage:
         """The stage `name` whose outcome depends on `inputs` (JSON) alone: `with workdir.stage(...) as stage`."""
-        return Stage(name, self.path / "stages" / name, inputs, self._record_stage)
+        return Stage(name, self.path / "stages" / name, inputs, self._record_stage, self._donors)
 
     def record(self, key: str, value: Any) -> None:
         """Writes `value` (JSON) under `key` into manifest.json."""
@@ -224,6 +264,7 @@ class Workdir:
             "inputs": stage.inputs,
             "fingerprint": stage.fingerprint,
             **stage.timing,
+            **({"taken_from": stage.taken_from} if stage.taken_from else {}),
         }
         write_json(self._manifest_path, self.manifest)
 
@@ -277,6 +318,31 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _checked_donor(donor: Path, own: Path) -> Path:
+    """A workdir to take stages from: made by the same versions of everything that decides the numbers.
+
+    Raises:
+        InputError: it is no workdir, this one, or one of other versions.
+    """
+    if donor == own:
+        raise InputError(f"workdir {own} cannot take stages from itself: leave it out")
+    if not (donor / "manifest.json").exists():
+        raise InputError(f"{donor} is no workdir to take stages from (it has no manifest.json): check the path")
+    changes = _differences(read_json(donor / "manifest.json").get("versions", {}), versions())
+    if changes:
+        raise InputError(
+            f"{donor} was made by other versions ({'; '.join(changes[:3])}): leave it out, or install those"
+        )
+    return donor
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
 
 
 def _try_json(path: Path) -> Any:

@@ -25,12 +25,14 @@ def get_config():
         "experiment": "study", "label": "tiny", "base": {base!r}, "demonstration": True,
         "tune": {{"steps": 4, "problems": 24, "held_out": 6, "accuracy_questions": 4, "checkpoint_every": 2,
                  "recipe": {{"rows": 1, "row_length": 512}}, "optim": optim, "lora": lora}},
-        "convert": {{"pairs": 60, "sources": ("news_titles", "reasoning"), "checkpoint_every": 2, "optim": optim,
+        "convert": {{"seeds": {seeds}, "snapshots": {snapshots},
+                    "pairs": 60, "sources": ("news_titles", "reasoning"), "checkpoint_every": 2, "optim": optim,
                     "lora": lora, "recipe": {{"steps": 4, "batch_size": 4, "max_query_length": 160,
                                              "max_passage_length": 96, "row_length": 192, "dtype": "float32"}}}},
         "benchmark": {{"tasks": ("OfflineNewsRetrieval", "OfflineLeeSTS", "OfflineNewsClassification"),
                       "max_length": 160, "dtype": "float32"}},
         "hrsa": {{"texts": 12, "max_tokens": 24, "labelled_texts": 60, "labelled_max_tokens": 48}},
+        "controls": {controls}, "reuse": {reuse},
     }})
 """
 
@@ -48,12 +50,16 @@ STAGES = (
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     model = write_model(folder / "model")
-    (folder / "config.py").write_text(CONFIG.format(base=str(model)))
+    settings = {"seeds": (0,), "snapshots": (), "controls": {}, "reuse": ()}
+    (folder / "config.py").write_text(CONFIG.format(base=str(model), **settings))
+    settings = {"seeds": (0, 1), "snapshots": (2,), "reuse": (str(folder / "whole"),)}
+    controls = {"undertrained_steps": 1, "random_weights": True, "noise_floor": True, "planted": True}
+    (folder / "controls.py").write_text(CONFIG.format(base=str(model), controls=controls, **settings))
     return folder
 
 
-def start(setting, workdir):
-    command = [sys.executable, str(ROOT / "launch.py"), f"--config={setting / 'config.py'}", f"--workdir={workdir}"]
+def start(setting, workdir, config="config.py"):
+    command = [sys.executable, str(ROOT / "launch.py"), f"--config={setting / config}", f"--workdir={workdir}"]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "HRSA_CACHE": str(setting / "cache")}
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -147,3 +153,30 @@ def test_a_changed_config_is_refused_and_nothing_is_lost(setting, whole):
     assert ran.returncode == 2
     assert "convert.recipe.steps: was 4, now 5" in ran.stderr
     assert (setting / "whole" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_every_control_is_run_and_what_another_study_finished_is_taken_from_it(setting, whole):
+    process = start(setting, setting / "controlled", "controls.py")
+    assert process.wait(timeout=900) == 0, (setting / "controlled.log").read_text()
+    results = json.loads((setting / "controlled" / "results.json").read_text())
+    schema.validate(results)
+    stages = json.loads((setting / "controlled" / "manifest.json").read_text())["stages"]
+    taken = {name for name, stage in stages.items() if "taken_from" in stage}
+    assert {"tune", "benchmark/base-causal", "benchmark/random"} <= taken
+    assert not taken & {"hrsa", "trajectory", "convert/control-Emb-s0", "convert/base-Emb-s1"}
+
+    null = results["null_effect"]
+    assert null["positive_control"]["seeds"] == [0, 1]
+    assert len(null["positive_control"]["differences"]) == len(null["tasks"])
+    assert 0 <= null["power"]["power"] <= 1
+    assert [pair["seeds"] for pair in null["aa"]["pairs"]] == [[0, 1]]
+    assert {row["model"] for row in results["benchmark"]} >= {"control-Emb", "random-weights-Emb"}
+    assert {"base-Emb_vs_base-Emb_other_seed", "base-Emb_vs_random-weights-Emb"} <= set(results["hrsa"])
+    assert results["trajectory"]["steps"] == [0, 2]
+    for curve in results["trajectory"]["measures"].values():
+        for value, (low, high) in zip(curve["value"], curve["interval95"], strict=True):
+            assert low <= value <= high
+    floor = results["noise_floor"]["runs"]["bfloat16"]["cka"]["value"]
+    assert min(floor) > 0.9
+    assert all(check["holds"] for check in results["planted"])

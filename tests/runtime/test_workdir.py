@@ -72,3 +72,39 @@ def test_json_is_strict_and_atomic(tmp_path):
     path.write_text('{"a": [1')
     with pytest.raises(InputError, match=r"x\.json is not valid JSON"):
         read_json(path)
+
+
+def test_a_stage_finished_elsewhere_is_taken_over_only_for_the_same_inputs(tmp_path):
+    donor, own = tmp_path / "donor", tmp_path / "own"
+    with Workdir(donor, CONFIG) as workdir:
+        for name, model in (("deep/same", "x"), ("other", "y")):
+            with workdir.stage(name, {"model": model}) as stage:
+                (stage.path / "weights").write_text(model)
+                stage.complete({"score": model})
+        with workdir.stage("cut", {}) as stage:
+            (stage.path / "weights").write_text("half")
+    with Workdir(own, CONFIG, reuse=[donor]) as workdir:
+        with workdir.stage("deep/same", {"model": "x"}) as stage:
+            assert stage.done
+            assert stage.result == {"score": "x"}
+            assert (stage.path / "weights").read_text() == "x"
+        with workdir.stage("other", {"model": "z"}) as stage:
+            assert not stage.done
+        with workdir.stage("cut", {}) as stage:
+            assert not stage.done
+            assert not (stage.path / "weights").exists()
+    assert read_json(own / "manifest.json")["stages"]["deep/same"]["taken_from"] == str(donor)
+    with Workdir(own, CONFIG) as workdir, workdir.stage("deep/same", {"model": "x"}) as stage:
+        assert stage.done
+
+
+def test_workdirs_that_cannot_give_stages_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is no workdir to take stages from"):
+        Workdir(tmp_path / "own", CONFIG, reuse=[tmp_path / "nothing"])
+    with pytest.raises(InputError, match="cannot take stages from itself"):
+        Workdir(tmp_path / "own", CONFIG, reuse=[tmp_path / "own"])
+    Workdir(tmp_path / "old", CONFIG).close()
+    manifest = read_json(tmp_path / "old" / "manifest.json")
+    write_json(tmp_path / "old" / "manifest.json", manifest | {"versions": manifest["versions"] | {"jax": "0.1"}})
+    with pytest.raises(InputError, match="was made by other versions"):
+        Workdir(tmp_path / "own", CONFIG, reuse=[tmp_path / "old"])
