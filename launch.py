@@ -2,12 +2,15 @@
 
 Exit status: 0 done; 2 bad input (one sentence on stderr); 3 done but for failed parts, which are listed; 75 another
 process of the run died; 130 and 143 stopped by Ctrl-C and SIGTERM (after 75, 130 and 143 the same command continues).
+--verbosity: -1 prints results and failures only, 0 a line for every stage, 1 also what the libraries say, which goes to
+WORKDIR/log.txt otherwise.
 Several hosts: the same command on each, found through TPU metadata or SLURM, or --coordinator and its like; see
 BUILD.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
@@ -38,6 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    from hrsa_jax.runtime import noise
     from hrsa_jax.runtime.errors import InputError
     from hrsa_jax.runtime.processes import join, joining, supervised
 
@@ -47,10 +51,16 @@ def _main(argv: list[str]) -> int:
     name = config.pop("experiment", None)
     if name not in EXPERIMENTS:
         raise InputError(f"config.experiment={name!r} is not an experiment: it is one of {', '.join(EXPERIMENTS)}")
-    _quiet_libraries()
+    noise.set_verbosity(flags.FLAGS.verbosity)
     how = joining(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if name in _ALONE or how is not None or flags.FLAGS.verbosity > noise.NORMAL:
+        hidden: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        hidden = noise.caught()
+    _quiet_libraries(completely=name in _ALONE or how is not None)
     if how is None or name in _ALONE:
-        return _run(name, config)
+        with hidden:
+            return _run(name, config)
 
     def joined() -> int:
         join(how)
@@ -155,13 +165,25 @@ def _command() -> str:
     return " ".join(["python launch.py", *shown, "--workdir=<new folder>"])
 
 
-def _quiet_libraries() -> None:
-    """Library warnings are not for the user of a study; errors still are."""
+def _quiet_libraries(*, completely: bool) -> None:
+    """Library messages are not for the user of a study; errors still are.
+
+    completely: their warnings as well, for runs that have no log file to keep them, and for several processes, where
+    what is printed below Python tells that one of them is lost (runtime/processes.py) and is not caught.
+    """
+    from hrsa_jax.runtime import noise
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore")
-    for name in ("jax", "orbax", "absl", "transformers", "mteb", "datasets", "sentence_transformers", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    if flags.FLAGS.verbosity > noise.NORMAL:
+        logging.getLogger().setLevel(logging.INFO)
+        return
+    os.environ.setdefault("TQDM_MININTERVAL", "30")  # their bars end in the log file
+    logging.getLogger().setLevel(logging.WARNING)
+    if completely:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.filterwarnings("ignore")
+        for name in ("jax", "orbax", "absl", "transformers", "mteb", "datasets", "sentence_transformers", "httpx"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _set_up_devices() -> None:

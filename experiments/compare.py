@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.announce import opening, short
 from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Model, Run
 from hrsa_jax.data.corpora import bbc_news, stdlib_functions
@@ -134,7 +135,7 @@ def _compare(
     mask = shared_row_mask(*states) if states and config.preset == "careful" else None
     comparisons = {}
     for name, (a, b) in pairs.items():
-        run.log.line(f"Comparing {a.key} with {b.key}")
+        run.log.line(f"  comparing {a.key} with {b.key}")
         comparisons[name] = compare(
             tokens[a.key],
             tokens[b.key],
@@ -144,7 +145,7 @@ def _compare(
             preset=config.preset,
             seed=config.seed,
             row_mask=mask,
-            progress=lambda stage: run.log.line(f"  {stage}"),
+            progress=lambda stage: run.log.line(f"    {stage}"),
         )
         if differing is not None:
             comparisons[name].notes.append(
@@ -216,7 +217,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     with Workdir(path, to_json(settings)) as workdir:
         log = RunLog(workdir.path)
         texts = None if settings.texts is None else read_texts(settings)
-        log.line(f"hrsa_jax compare: {settings.a} with {settings.b}, preset {settings.preset}")
+        opening(log, workdir, f"compare: {settings.a} with {settings.b}, preset {settings.preset}", command=command)
         # Each of several processes has a store of its own; the states come from all of them either way.
         store = workdir.path / ("activations" if index() == 0 else f".activations{index()}")
         found = _Comparisons(settings, texts, store, log)
@@ -229,7 +230,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             "versions": workdir.manifest["versions"],
             "comparison": found.main.to_json(),
         }
-        log.line(found.main.table())
+        log.result(found.main.table())
         for name, part, figure in found.extras():
             results[name] = part
             figures |= {name: figure} if figure is not None else {}
@@ -239,7 +240,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         write_json(workdir.path / "results.json", results)
         if not settings.keep_activations or index() != 0:
             shutil.rmtree(store, ignore_errors=True)
-        log.line(f"\nresults {workdir.path / 'results.json'}\nfigures {', '.join(f'{name}.svg' for name in figures)}")
+        log.result(f"\nresults  {short(workdir.path / 'results.json')}")
+        log.result(f"figures  {', '.join(f'{name}.svg' for name in figures)}")
         log.close()
     return 0
 
@@ -331,7 +333,7 @@ class _Comparisons:
             seed=self.config.seed,
             row_mask=self.mask,
             store=self.store,
-            progress=lambda stage: self.log.line(f"  {stage}"),
+            progress=lambda stage: self.log.line(f"    {stage}"),
         )
 
     def extras(self) -> Iterator[tuple[str, Any, Any]]:
@@ -344,19 +346,19 @@ class _Comparisons:
             a, b = self.states(config.a), self.states(config.b)
             by_label, notes = compare_by_label(a, b, parts, row_mask=self.mask, seed=config.seed)
             for label, comparison in by_label.items():
-                self.log.line(f"\n{config.breakdown_field} = {label}\n{comparison.table()}")
+                self.log.result(f"\n{config.breakdown_field} = {label}\n{comparison.table()}")
             yield "breakdown", {**{k: c.to_json() for k, c in by_label.items()}, "notes": notes}, None
         if config.noise_floor:
             assert self.texts is not None
             texts = [self.texts.texts[i] for i in self.chosen]
             floor = model_noise_floor(self.model(config.a), texts, max_tokens=config.max_tokens, seed=config.seed)
             for name, comparison in floor.items():
-                self.log.line(f"\nnoise floor of a: {name}\n{comparison.table()}")
+                self.log.result(f"\nnoise floor of a: {name}\n{comparison.table()}")
             yield "noise_floor", {name: comparison.to_json() for name, comparison in floor.items()}, None
         if config.trajectory:
             snapshots = {source: self.states(source) for source in config.trajectory}
             path = trajectory(snapshots, reference=self.states(config.a), seed=config.seed)
-            self.log.line(f"\ntrajectory, mean over layers\n{path.table()}")
+            self.log.result(f"\ntrajectory, mean over layers\n{path.table()}")
             yield "trajectory", path.to_json(), path.plot()
         if config.backbones:
             before = self.compare(config.backbones[0], config.backbones[1])
@@ -366,7 +368,7 @@ class _Comparisons:
             if config.ceiling:
                 top = self.compare(config.ceiling[0], config.ceiling[1])
                 index = realignment_index(before, self.main, top)
-                self.log.line("\nrealignment index (1 = as close as two seeds)\n" + Comparison(index, {}).table())
+                self.log.result("\nrealignment index (1 = as close as two seeds)\n" + Comparison(index, {}).table())
                 yield "seed_ceiling", top.to_json(), None
                 yield "realignment_index", {name: curve.to_json() for name, curve in index.items()}, None
 

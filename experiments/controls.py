@@ -77,7 +77,7 @@ def noise_floor(base: Model, controls: ControlsConfig, config: HrsaConfig, run: 
     inputs = {"model": base.fingerprint, "texts": fingerprint(texts), "config": asdict(config)}
     with run.workdir.stage("noise_floor", inputs) as stage:
         if not stage.done:
-            run.log.line(f"Noise floor: {base.name} against itself")
+            run.log.line(f"  noise floor: {base.name} against itself")
             found = model_noise_floor(run.load(base.source), texts, max_tokens=config.max_tokens, seed=config.seed)
             stage.complete({name: comparison.to_json() for name, comparison in found.items()})
     return {"model": base.name, "runs": stage.result}
@@ -89,24 +89,29 @@ def planted_truths(controls: ControlsConfig, run: Run) -> list[dict[str, Any]] |
         return None
     with run.workdir.stage("planted", {}) as stage:
         if not stage.done:
-            run.log.line("Planted truths")
             stage.complete([asdict(check) for check in check_planted()])
     return stage.result
 
 
 def trajectory(
-    backbones: tuple[Model, Model], embs: tuple[Model, Model], convert: ConvertConfig, config: HrsaConfig, run: Run
+    backbones: tuple[Model, Model],
+    embs: tuple[Model, Model],
+    last_step: int,
+    convert: ConvertConfig,
+    config: HrsaConfig,
+    run: Run,
 ) -> dict[str, Any] | None:
     """results.json's `trajectory`: base against reasoning at every snapshot of their conversions; None without any.
 
-    Step 0 are the backbones, the last step the embedding models, each in its own attention mode; one row mask serves
-    all steps.
+    Step 0 are the backbones, `last_step` the embedding models, each in its own attention mode; one row mask serves all
+    steps.
     """
     if not convert.snapshots:
         return None
     pairs = {0: tuple(model.source for model in backbones)}
     for step in sorted(convert.snapshots):
         pairs[step] = tuple(f"{emb.source.removesuffix('/model')}/snapshots/step{step}" for emb in embs)
+    pairs[last_step] = tuple(emb.source for emb in embs)
     inputs = {
         "models": [model.fingerprint for model in (*backbones, *embs)],
         "snapshots": list(pairs),
@@ -115,7 +120,7 @@ def trajectory(
     }
     with run.workdir.stage("trajectory", inputs) as stage:
         if not stage.done:
-            run.log.line(f"Trajectory: base against reasoning at steps {', '.join(map(str, pairs))}")
+            run.log.line(f"  base against reasoning at steps {', '.join(map(str, pairs))}")
             stage.complete(_along(pairs, config, run))
     return stage.result
 

@@ -18,6 +18,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from experiments.announce import closing, opening
 from experiments.conversion_report import write_report
 from experiments.monitor import Evaluate, Monitor, MonitorConfig, task_evaluation
 from experiments.run import Model, Run
@@ -112,8 +113,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         context = Run(workdir, log, mesh=device_mesh(setting.mesh))
-        log.line(f"hrsa_jax conversion of {setting.backbone.source!r}\n  workdir  {workdir.path}")
-        log.line(f"  devices  {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+        opening(log, workdir, f"conversion of {setting.backbone.source}", command=command)
         chosen = {"base": setting.backbone} | ({"reasoning": setting.pair} if setting.pair.source else {})
         backbones = [named_backbone(name, backbone, context) for name, backbone in chosen.items()]
         data = training_data(setting.convert, context)
@@ -132,8 +132,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         results["timings"] = {"this command": {"seconds": round(time.monotonic() - started, 1)}}
         write_json(workdir.path / "results.json", results)
         write_report(results, workdir.path / "report.html")
-        log.line(f"\n{results['timings']['this command']['seconds']:.0f} s; results {workdir.path / 'results.json'}")
-        log.line(f"       report  {workdir.path / 'report.html'}")
+        files = {"results": workdir.path / "results.json", "report": workdir.path / "report.html"}
+        closing(log, workdir, results["timings"]["this command"]["seconds"], files=files)
         log.close()
     return 0
 
@@ -205,7 +205,7 @@ def convert(
     inputs |= {"monitor": to_json(config.monitor), "snapshots": list(config.snapshots)}
     with run.workdir.stage(f"convert/{model.key}", inputs) as stage:
         if not stage.done:
-            run.log.line(f"Converting {backbone.name} into {model.name}, seed {seed}")
+            run.log.line(f"  converting {backbone.name} into {model.name}, seed {seed}")
             found = _Conversion(backbone, model, config, data, stage.path, run, evaluate).result()
             rows = run.log.history(f"convert/{model.key}")
             stage.complete(
@@ -366,7 +366,7 @@ def named_backbone(name: str, config: BackboneConfig, run: Run) -> Model:
     original = run.load(config.source)
     with run.workdir.stage(f"reset/{name}", {"source": original.fingerprint, "seed": config.seed}) as stage:
         if not stage.done:
-            run.log.line(f"Random weights in place of those of {config.source}")
+            run.log.line(f"  random weights in place of those of {config.source}")
             decoder = Decoder(original.config, seed=config.seed)
             with written_once(stage.path / "model") as place:
                 original.with_decoder(decoder, source=folder).export(place)
@@ -384,7 +384,7 @@ def _untrained(
         with run.workdir.stage(f"untrained/{model.name}-{attention}", inputs) as stage:
             if not stage.done:
                 assert evaluate is not None
-                run.log.line(f"Scores of the untrained {model.name}, {attention}")
+                run.log.line(f"  scores of the untrained {model.name}, {attention}")
                 backbone = replace(run.load(model.source), attention=attention)
                 stage.complete(evaluate(f"{model.name}-{attention}", backbone, stage.path / "results"))
         found[attention] = stage.result

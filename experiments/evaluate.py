@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
+from experiments.announce import opening, short
 from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Attention, Model, Run
 from hrsa_jax.embedding.encoder import Encoder
@@ -92,7 +91,8 @@ def benchmark(
         inputs |= {"config": {key: value for key, value in asdict(config).items() if key != "margin"}}
         with run.workdir.stage(f"benchmark/{contestant.key}", inputs) as stage:
             if not stage.done:
-                run.log.line(f"Benchmark of {contestant.key} ({tasks.label})")
+                mode = "" if contestant.attention == "none" else f", {contestant.attention} attention"
+                run.log.line(f"  {tasks.label}{mode}")
                 model = MTEBEncoder(contestant.key, contestant.make())
                 scores = run_tasks(model, tasks.tasks, stage.path / "results", log=run.log)
                 stage.complete([asdict(score) for score in scores])
@@ -205,9 +205,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         suites = [
             suite(n, folder=folder, size=setting.size, names=setting.tasks, data_folder=data) for n in setting.suites
         ]
-        log.line(f"hrsa_jax evaluation of {len(setting.models)} models on {', '.join(s.label for s in suites)}")
-        log.line(f"  workdir  {workdir.path}")
-        log.line(f"  devices  {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+        title = f"evaluation of {', '.join(setting.models)} on {', '.join(s.label for s in suites)}"
+        opening(log, workdir, title, command=command)
         home = Path(setting.results) if setting.results else workdir.path / "results"
         scores: dict[str, dict[str, list[TaskScore]]] = {s.name: {} for s in suites}
         facts, failed = {}, list[str]()
@@ -240,7 +239,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         }
         write_json(workdir.path / "results.json", results)
         _print_tables(suites, scores, published, failed, log)
-        log.line(f"\nresults {workdir.path / 'results.json'}\n        {home} (mteb's layout)")
+        log.result(f"\nresults  {short(workdir.path / 'results.json')}\n         {short(home)} (mteb's layout)")
         log.close()
     return 3 if failed else 0
 
@@ -300,10 +299,10 @@ def _print_tables(
     for chosen in suites:
         tasks = [score.task for score in next(iter(scores[chosen.name].values()))]
         beside = {name: row for name, row in published.items() if set(row) & set(tasks)}
-        log.line(f"\n{chosen.label}, points\n{comparison_table(scores[chosen.name], beside, tasks)}")
+        log.result(f"\n{chosen.label}, points\n{comparison_table(scores[chosen.name], beside, tasks)}")
         for name, found in scores[chosen.name].items():
             pending = [score.task for score in found if score.error == "not finished"]
             if pending:
-                log.line(f"{name}: left to the other workers, not finished yet: {', '.join(pending)}")
+                log.result(f"{name}: left to the other workers, not finished yet: {', '.join(pending)}")
     for text in failed:
-        log.line(f"FAILED: {text}")
+        log.result(f"FAILED: {text}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.announce import opening
 from experiments.compare import CompareConfig
 from experiments.compare import run as compare
 from experiments.run import Run
@@ -46,7 +47,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     setting = build(MergeConfig, config)
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        log.line(f"hrsa_jax merge: from {setting.a} to {setting.b}, {setting.path}\n  workdir  {workdir.path}")
+        opening(log, workdir, f"merge: from {setting.a} to {setting.b}, {setting.path}", command=command)
         folders = [str(workdir.path / folder) for folder in _merge(setting, Run(workdir, log))]
         log.close()
     if setting.texts is None:

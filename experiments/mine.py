@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.announce import closing, opening
 from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Run
 from experiments.training_data import DataFile, open_files, rows_fingerprint
@@ -72,7 +73,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     started = time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        log.line(f"hrsa_jax mining with {setting.encoder!r}\n  workdir  {workdir.path}")
+        opening(log, workdir, f"mining with {setting.encoder}", command=command)
         context = Run(workdir, log, mesh=device_mesh(setting.mesh))
         length = min(setting.max_length, context.load(setting.encoder).config.max_position_embeddings)
         encoder = Encoder(
@@ -95,7 +96,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         results = {"schema": 1, "kind": "mining", "label": setting.label, "files": facts}
         results |= {"config": to_json(setting), "provenance": {"command": command}}
         write_json(workdir.path / "results.json", results)
-        log.line(f"{time.monotonic() - started:.0f} s; {workdir.path / 'mined'}")
+        closing(log, workdir, time.monotonic() - started, files={"mined": workdir.path / "mined"})
         log.close()
     return 0
 

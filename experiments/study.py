@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from experiments.announce import closing, opening
 from experiments.compare import BACKBONES, CEILING, EMBEDDINGS, HrsaConfig, compare_pairs
-from experiments.controls import RANDOM_EMB, ControlsConfig, control_embs, noise_floor, planted_truths, trajectory
+from experiments.controls import (
+    RANDOM,
+    RANDOM_EMB,
+    ControlsConfig,
+    control_embs,
+    noise_floor,
+    planted_truths,
+    trajectory,
+)
 from experiments.convert import ConvertConfig, MeshConfig, convert_all, device_mesh, training_data
 from experiments.evaluate import BenchmarkConfig, benchmark, study_suite, tuned_tasks
-from experiments.null_effect import null_effect
+from experiments.null_effect import CONTROL, null_effect
 from experiments.run import Model, Run
 from experiments.training_data import TrainingData
 from experiments.tune import TuneConfig, tune
@@ -59,12 +67,13 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     started = time.monotonic()
     with Workdir(path, to_json(study), reuse=study.reuse) as workdir:
         log = RunLog(workdir.path)
-        _banner(study, workdir, log)
+        _begin(study, workdir, log, command)
         context = Run(workdir, log, mesh=device_mesh(study.mesh))
         base = context.model("base", study.base)
         reasoning, variant = _reasoning(study, base, context)
         data = _pairs_of_texts(study, context)
         embs, training = _convert(study, (base, reasoning), data, context)
+        steps = training[embs[0].name]["step"][-1] + 1
         controls, control = control_embs(base, study.controls, study.convert, data, context)
         rows, failed = benchmark((base, reasoning), [*embs, *controls], study.benchmark, context)
         hrsa = compare_pairs(_pairs(base, reasoning, embs, controls), study.hrsa, context)
@@ -84,7 +93,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             "hrsa": hrsa["pairs"],
             "realignment": hrsa["realignment"],
             "realignment_index": hrsa["realignment_index"],
-            "trajectory": trajectory((base, reasoning), (embs[0], embs[1]), study.convert, study.hrsa, context),
+            "trajectory": trajectory((base, reasoning), (embs[0], embs[1]), steps, study.convert, study.hrsa, context),
             "noise_floor": noise_floor(base, study.controls, study.hrsa, context),
             "planted": planted_truths(study.controls, context),
             "provenance": _provenance(workdir, command, study),
@@ -93,7 +102,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         }
         write_json(workdir.path / "results.json", results)
         page.write(workdir.path / "results.json", workdir.path / "report.html")
-        _farewell(results, workdir.path, log)
+        _end(results, workdir, log)
         log.close()
     return 3 if failed else 0
 
@@ -174,23 +183,33 @@ def _timings(workdir: Workdir, seconds: float) -> dict[str, Any]:
     return {**stages, "this command": {"seconds": round(seconds, 1), "peak_mb": peak}}
 
 
-def _banner(study: StudyConfig, workdir: Workdir, log: RunLog) -> None:
-    import jax
+def stage_names(study: StudyConfig) -> list[str]:
+    """The stages of the study in the order in which they run."""
+    seeds, controls = study.convert.seeds, study.controls
+    embs = [f"{name}-Emb-s{seed}" for seed in seeds for name in ("base", "reasoning")]
+    control = [f"{CONTROL}-s{seed}" for seed in seeds if controls.undertrained_steps]
+    from_random = [f"{RANDOM_EMB}-s{seeds[0]}"] if controls.random_weights else []
+    untrained = [f"{name}-{attention}" for name in ("base", "reasoning") for attention in ("causal", "bidirectional")]
+    return [
+        *(["tune"] if study.tune else []),
+        *(f"convert/{name}" for name in [*embs, *control]),
+        *([f"reset/{RANDOM}"] if controls.random_weights else []),
+        *(f"convert/{name}" for name in from_random),
+        *(f"benchmark/{n}" for n in [*embs, *control, *from_random, *untrained, "bag-of-words", "random"]),
+        "hrsa",
+        *(["trajectory"] if study.convert.snapshots else []),
+        *(["noise_floor"] if controls.noise_floor else []),
+        *(["planted"] if controls.planted else []),
+    ]
 
+
+def _begin(study: StudyConfig, workdir: Workdir, log: RunLog, command: str) -> None:
     made = study.reasoning or (f"the base tuned on {', '.join(study.tune.families)}" if study.tune else "")
-    devices = jax.devices()
-    log.line(f"hrsa_jax study: does {made!r} embed better than {study.base!r}?")
-    log.line(f"  workdir  {workdir.path}")
-    log.line(f"  devices  {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
-    log.line("  stages   reasoning variant, conversion of both, benchmark, HRSA, report; finished ones are skipped")
-    if study.label:
-        log.line(f"  note     {study.label}")
+    title = f"study: does {made} embed better than {study.base}?"
+    opening(log, workdir, title, stages=stage_names(study), command=command, note=study.label)
 
 
-def _farewell(results: dict[str, Any], path: Path, log: RunLog) -> None:
-    log.line("")
-    log.line(terminal_table(results))
-    log.line("")
-    log.line(summary(results).headline)
-    seconds = results["timings"]["this command"]["seconds"]
-    log.line(f"\n{seconds:.0f} s; results {path / 'results.json'}\n       report  {path / 'report.html'}")
+def _end(results: dict[str, Any], workdir: Workdir, log: RunLog) -> None:
+    log.result(f"\n{terminal_table(results)}\n{summary(results).headline}\n")
+    files = {name: workdir.path / f"{name}.{kind}" for name, kind in (("results", "json"), ("report", "html"))}
+    closing(log, workdir, results["timings"]["this command"]["seconds"], files=files)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
+from experiments.announce import closing, opening
 from experiments.convert import MeshConfig, device_mesh
 from experiments.run import Model, Run
 from experiments.variant import change, label, measure, numbers, write_report
@@ -108,7 +109,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         context = Run(workdir, log, mesh=device_mesh(setting.mesh))
-        log.line(f"hrsa_jax tune of {setting.base!r} by {setting.tune.method}\n  workdir  {workdir.path}")
+        names = ["trace" if setting.tune.method == "trace" else "tune"]
+        opening(log, workdir, f"tune of {setting.base} by {setting.tune.method}", stages=names, command=command)
         base = context.model("base", setting.base)
         if setting.tune.method == "trace":
             made: dict[str, Any] = {"traces": trace(base, setting.tune, context)}
@@ -126,8 +128,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         }
         write_json(workdir.path / "results.json", results)
         write_report(results, workdir.path / "report.html")
-        log.line(f"\n{results['timings']['this command']['seconds']:.0f} s; results {workdir.path / 'results.json'}")
-        log.line(f"       report  {workdir.path / 'report.html'}")
+        files = {"results": workdir.path / "results.json", "report": workdir.path / "report.html"}
+        closing(log, workdir, results["timings"]["this command"]["seconds"], files=files)
         log.close()
     return 0
 
@@ -143,7 +145,7 @@ def tune(base: Model, config: TuneConfig, run: Run) -> tuple[Model, dict[str, An
     with run.workdir.stage("tune", {"base": base.fingerprint, "config": to_json(config)}) as stage:
         if not stage.done:
             how = {"sft": "worked solutions", "grpo": "verifiable rewards"}[config.method]
-            run.log.line(f"Tuning {base.name} on {how} of {', '.join(config.families)}: {config.steps} steps")
+            run.log.line(f"  tuning {base.name} on {how} of {', '.join(config.families)}: {config.steps} steps")
             stage.complete(_tune(run.load(base.source), config, stage.path, run))
     variant = stage.result["variant"]
     return replace(base, name="reasoning", source=_MODEL, fingerprint=stage.result["fingerprint"]), variant

@@ -89,8 +89,8 @@ def run_tasks(
         score = _run_one(model, task, Path(folder), predictions)
         if log is not None:
             outcome = f"{score.metric} {score.score:.4f}" if score.score is not None else f"failed: {score.error}"
-            cut = f", {score.truncated:.1%} of the texts cut" if score.truncated else ""
-            log.line(f"  {model.name} {number}/{len(tasks)} {score.task}: {outcome} ({score.seconds:.1f} s{cut})")
+            cut = f", {score.truncated:.0%} of texts cut" if score.truncated else ""
+            log.line(f"  {number}/{len(tasks)} {score.task}: {outcome} ({score.seconds:.1f} s{cut})")
         scores.append(score)
     return scores
 

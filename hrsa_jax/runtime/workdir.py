@@ -86,12 +86,13 @@ class Stage:
         inputs: dict[str, Any],
         on_complete: Callable[[Stage], None],
         donors: Sequence[Path] = (),
+        on_start: Callable[[Stage], None] = lambda stage: None,
     ):
         self.name, self.path, self.inputs = name, path, inputs
         self.fingerprint = fingerprint(inputs)
         self.taken_from: str | None = None
         self._marker = path / "done.json"
-        self._on_complete = on_complete
+        self._on_complete, self._on_start = on_complete, on_start
         self._record: dict[str, Any] = {}
         if processes.index() == 0:
             self._record = self._finished(path) or self._take_over(donors)
@@ -151,6 +152,7 @@ class Stage:
         self._on_complete(self)
 
     def __enter__(self) -> Stage:
+        self._on_start(self)
         if self.done:
             return self
         inputs_path = self.path / "inputs.json"
@@ -191,6 +193,7 @@ class Workdir:
         reuse: Sequence[str | Path] = (),
     ):
         self.path = Path(path).absolute()
+        self.listeners: list[Callable[[Stage], None]] = []  # called when a stage begins, or is found done, and ends
         self._donors = [_checked_donor(Path(folder).absolute(), self.path) for folder in reuse]
         problem = None
         if processes.index() == 0:
@@ -241,7 +244,7 @@ class Workdir:
 
     def stage(self, name: str, inputs: dict[str, Any]) -> Stage:
         """The stage `name` whose outcome depends on `inputs` (JSON) alone: `with workdir.stage(...) as stage`."""
-        return Stage(name, self.path / "stages" / name, inputs, self._record_stage, self._donors)
+        return Stage(name, self.path / "stages" / name, inputs, self._record_stage, self._donors, self._tell)
 
     def record(self, key: str, value: Any) -> None:
         """Writes `value` (JSON) under `key` into manifest.json."""
@@ -267,6 +270,12 @@ class Workdir:
             **({"taken_from": stage.taken_from} if stage.taken_from else {}),
         }
         write_json(self._manifest_path, self.manifest)
+        if not stage.taken_from:  # what is taken over ends before it begins
+            self._tell(stage)
+
+    def _tell(self, stage: Stage) -> None:
+        for listener in self.listeners:
+            listener(stage)
 
     def _acquire(self, seconds_to_wait: float) -> None:
         deadline = time.monotonic() + seconds_to_wait

@@ -123,7 +123,7 @@ def test_the_share_of_cut_texts_is_reported_and_kept(hub, exported, tmp_path):
     cut = sum(len(tokenizer(text)["input_ids"]) > 12 for text in texts)
     assert 0 < cut < len(texts)
     assert first[0].truncated == pytest.approx(cut / len(texts))
-    assert "% of the texts cut" in lines[-1]
+    assert "% of texts cut" in lines[-1]
 
 
 def test_empty_texts_of_real_data_are_vectors_of_zeros_not_failures(exported, tmp_path, monkeypatch):
