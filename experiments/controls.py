@@ -57,11 +57,16 @@ def control_embs(
     embs, what = [], None
     plain_config = replace(config, monitor=None, snapshots=())
     if controls.undertrained_steps:
-        few = replace(plain_config, recipe=replace(config.recipe, steps=controls.undertrained_steps, epochs=None))
+        steps = controls.undertrained_steps
+        few = replace(
+            plain_config,
+            recipe=replace(config.recipe, steps=steps, epochs=None),
+            optim=replace(config.optim, warmup_steps=min(config.optim.warmup_steps, steps // 2)),
+        )
         embs += [
             convert(replace(base, name=CONTROL.removesuffix("-Emb")), seed, few, data, run)[0] for seed in config.seeds
         ]
-        what = f"the base converted in {controls.undertrained_steps} steps only"
+        what = f"the base converted in {steps} steps only"
     if controls.random_weights:
         source = BackboneConfig(base.source, reset=True, seed=config.seeds[0])
         backbone = named_backbone(RANDOM, source, run)

@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 def get_config():
     lora = {{"rank": 2, "alpha": 4.0}}
-    optim = {{"learning_rate": 1e-3}}
+    optim = {{"learning_rate": 1e-3, "warmup_steps": 1}}
     return config_dict.ConfigDict({{
         "experiment": "study", "label": "tiny", "base": {base!r}, "demonstration": True,
         "tune": {{"steps": 4, "problems": 24, "held_out": 6, "accuracy_questions": 4, "checkpoint_every": 2,
@@ -173,7 +173,7 @@ def test_every_control_is_run_and_what_another_study_finished_is_taken_from_it(s
     assert [pair["seeds"] for pair in null["aa"]["pairs"]] == [[0, 1]]
     assert {row["model"] for row in results["benchmark"]} >= {"control-Emb", "random-weights-Emb"}
     assert {"base-Emb_vs_base-Emb_other_seed", "base-Emb_vs_random-weights-Emb"} <= set(results["hrsa"])
-    assert results["trajectory"]["steps"] == [0, 2]
+    assert results["trajectory"]["steps"] == [0, 2, 4]
     for curve in results["trajectory"]["measures"].values():
         for value, (low, high) in zip(curve["value"], curve["interval95"], strict=True):
             assert low <= value <= high
