@@ -70,7 +70,9 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             workdir.path / "claims.json", {"command": command, "findings": [asdict(finding) for finding in findings]}
         )
         (workdir.path / "claims.md").write_text(table(findings), encoding="utf-8")
-        log.line(table(findings))
+        for finding in findings:
+            log.line(f"{finding.word:15s} {finding.study}: {finding.claim}\n    {finding.found}")
+        log.line(f"\ntable   {workdir.path / 'claims.md'}")
         log.close()
     return 0
 
