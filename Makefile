@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study offline test test-slow lint format bench report clean
+.PHONY: study offline test test-slow lint format bench report replication clean
 
 study: .venv/.installed .offline/.installed  ## the quickstart study, its verdict and its report
 	HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -28,6 +28,15 @@ format: .venv/.test-installed
 
 bench: .venv/.test-installed .offline/.installed  ## speed against named peers, as ratios in one run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run
+
+REPLICATION ?= runs/replication
+replication: .venv/.installed .offline/.installed  ## three variants of one base, three seeds, every control (docs/replication.md)
+	for variant in sft rlvr sft_full; do \
+	  HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/replication.py:$$variant --workdir=$(REPLICATION)/$$variant \
+	    $$([ $$variant = sft ] || echo "--config.reuse=('$(REPLICATION)/sft',)") || exit; \
+	done
+	$(BIN)/python launch.py --config=configs/claims.py --workdir=$(REPLICATION)/claims \
+	  --config.studies="('$(REPLICATION)/sft','$(REPLICATION)/rlvr','$(REPLICATION)/sft_full')"
 
 report: .venv/.installed  ## rebuilds report.html from the results of WORKDIR
 	$(BIN)/python -m hrsa_jax.report.page $(WORKDIR)/results.json $(WORKDIR)/report.html
