@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from terminal import faults, in_terminal, shown
 from tiny import write_model
 
+from experiments.study import StudyConfig, stage_names
 from hrsa_jax.report import schema
+from hrsa_jax.runtime.config import build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,17 +61,22 @@ def setting(tmp_path_factory):
     return folder
 
 
-def start(setting, workdir, config="config.py"):
+def launch(setting, workdir, config="config.py"):
     command = [sys.executable, str(ROOT / "launch.py"), f"--config={setting / config}", f"--workdir={workdir}"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "HRSA_CACHE": str(setting / "cache")}
+    return command, {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "HRSA_CACHE": str(setting / "cache")}
+
+
+def start(setting, workdir, config="config.py"):
+    command, environment = launch(setting, workdir, config)
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
 @pytest.fixture(scope="module")
 def whole(setting):
-    process = start(setting, setting / "whole")
-    assert process.wait(timeout=600) == 0, (setting / "whole.log").read_text()
+    command, environment = launch(setting, setting / "whole")
+    seen = setting / "whole.seen"
+    assert in_terminal(command, cwd=ROOT, env=environment, log=seen) == 0, seen.read_text()
     return json.loads((setting / "whole" / "results.json").read_text())
 
 
@@ -98,6 +106,21 @@ def test_results_hold_every_section(setting, whole):
     assert (setting / "whole" / "report.html").stat().st_size > 50_000
 
 
+def test_on_a_terminal_of_80_columns_every_line_is_ours_and_fits(setting, whole):
+    seen = (setting / "whole.seen").read_bytes().decode()
+    assert faults(seen, terminal=True) == []
+    lines = shown(seen)
+    started = [line for line in lines if line.startswith("[")]
+    stages = list(json.loads((setting / "whole" / "manifest.json").read_text())["stages"])
+    assert [line.split("] ")[1].split(",")[0] for line in started] == stages  # those that were announced, in order
+    assert any(line.startswith("  stages   12: tune, convert (2), benchmark (8), hrsa") for line in lines)
+    assert "  convert/base-Emb-s0 0/4 [....................]" in seen  # a bar while it works, none in the end
+    assert not any("[..." in line or "[##" in line for line in lines)
+    for name in ("results", "report"):
+        assert any(line.startswith(f"{name} ") and f"/{name}." in line for line in lines[-5:])
+    assert "[transformers]" in (setting / "whole" / "log.txt").read_text()  # a library's warning, kept
+
+
 def test_both_conversions_saw_the_same_data_by_the_same_recipe(setting, whole):
     pairing = json.loads((setting / "whole" / "manifest.json").read_text())["pairing"]["seed 0"]
     assert pairing["equal"]
@@ -110,6 +133,9 @@ def test_a_finished_study_runs_nothing_again(setting, whole):
     assert start(setting, setting / "whole").wait(timeout=300) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     again = json.loads((setting / "whole" / "results.json").read_text())
+    piped = (setting / "whole.log").read_text()
+    assert faults(piped, terminal=False) == []
+    assert "every stage was finished here before" in piped
     assert without_timings(again) == without_timings(whole)
 
 
@@ -133,6 +159,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_results(setting, whole, stag
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start(setting, workdir).wait(timeout=600) == 0, workdir.with_suffix(".log").read_text()
+    assert faults(workdir.with_suffix(".log").read_text(), terminal=False) == []
     killed = json.loads((workdir / "results.json").read_text())
     assert without_timings(killed) == without_timings(whole)
 
@@ -163,6 +190,8 @@ def test_every_control_is_run_and_what_another_study_finished_is_taken_from_it(s
     schema.validate(results)
     stages = json.loads((setting / "controlled" / "manifest.json").read_text())["stages"]
     taken = {name for name, stage in stages.items() if "taken_from" in stage}
+    announced = stage_names(build(StudyConfig, results["config"]))
+    assert sorted(announced) == sorted(stages)
     assert {"tune", "benchmark/base-causal", "benchmark/random"} <= taken
     assert not taken & {"hrsa", "trajectory", "convert/control-Emb-s0", "convert/base-Emb-s1"}
 
