@@ -66,15 +66,59 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         log = RunLog(workdir.path)
         findings = [finding for name, results in studies.items() for finding in claims(name, results)]
         findings += sft_restructures_more(studies)
-        write_json(
-            workdir.path / "claims.json", {"command": command, "findings": [asdict(finding) for finding in findings]}
-        )
-        (workdir.path / "claims.md").write_text(table(findings), encoding="utf-8")
+        shares = [figure for name, results in studies.items() for figure in figures(name, results)]
+        record = {
+            "command": command,
+            "findings": [asdict(finding) for finding in findings],
+            "figures": [asdict(figure) for figure in shares],
+        }
+        write_json(workdir.path / "claims.json", record)
+        tables = f"{table(findings)}\n{figure_table(shares)}"
+        (workdir.path / "claims.md").write_text(tables, encoding="utf-8")
         for finding in findings:
             log.line(f"{finding.word:15s} {finding.study}: {finding.claim}\n    {finding.found}")
         log.line(f"\ntable   {workdir.path / 'claims.md'}")
         log.close()
     return 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What part of a picture something else makes: a mean over the layers above h_0, by pair of models."""
+
+    study: str
+    question: str
+    backbones: float
+    embeddings: float
+
+
+def figures(name: str, results: Results) -> list[Figure]:
+    """How much of the CKA picture sink tokens make, and how much of the k-NN gap bfloat16 alone makes."""
+    hrsa = results.get("hrsa") or {}
+    pairs = [hrsa.get(pair) or {} for pair in (BACKBONES, EMBEDDINGS)]
+    floor = ((results.get("noise_floor") or {}).get("runs") or {}).get("bfloat16") or {}
+    found = []
+    for question, measure in (
+        ("CKA, sinks left out, different texts", "cka"),
+        ("CKA, with sinks", "cka_with_sinks"),
+        ("CKA, biased, all pairs of rows", "cka_biased"),
+        ("k-NN overlap, k = 10", NEIGHBOURS),
+        ("k-NN overlap, with sinks", f"{NEIGHBOURS}_with_sinks"),
+    ):
+        if all(pair.get(measure) for pair in pairs):
+            found.append(Figure(name, question, *(_mean(pair[measure]) for pair in pairs)))
+    if floor.get(NEIGHBOURS) and all(pair.get(NEIGHBOURS) for pair in pairs):
+        lost = 1 - _mean(floor[NEIGHBOURS])
+        shares = [lost / (1 - _mean(pair[NEIGHBOURS])) for pair in pairs]
+        found.append(Figure(name, "share of the k-NN gap that bfloat16 alone makes in the base", *shares))
+    return found
+
+
+def figure_table(found: Sequence[Figure]) -> str:
+    """Markdown: a line a figure."""
+    lines = ["| mean over layers | study | backbones | embedding models |", "|---|---|---|---|"]
+    lines += [f"| {f.question} | {f.study} | {f.backbones:.3f} | {f.embeddings:.3f} |" for f in found]
+    return "\n".join(lines) + "\n"
 
 
 def table(findings: Sequence[Finding]) -> str:

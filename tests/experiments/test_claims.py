@@ -70,6 +70,13 @@ def test_sft_is_compared_with_rlvr_layer_by_layer():
     assert claims.sft_restructures_more({"s": pairs["s"]}) == []
 
 
+def test_the_share_of_bfloat16_in_the_gap_is_what_was_planted():
+    by_question = {f.question: f for f in claims.figures("a", study(knn=0.6))}
+    share = by_question["share of the k-NN gap that bfloat16 alone makes in the base"]
+    assert share.backbones == pytest.approx(0.1 / 0.4)
+    assert by_question["k-NN overlap, k = 10"].embeddings == pytest.approx(0.6)
+
+
 def test_the_experiment_reads_workdirs_and_writes_a_table(tmp_path, capsys):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -81,7 +88,7 @@ def test_the_experiment_reads_workdirs_and_writes_a_table(tmp_path, capsys):
     said = capsys.readouterr()
     assert "holds           one: no measurable gain (null effect)" in said.out + said.err
     lines = (tmp_path / "out" / "claims.md").read_text().splitlines()
-    assert len(lines) == 2 + len(findings)
+    assert len([line for line in lines if line.startswith("|")]) == 4 + len(findings) + 2 * 3
     with pytest.raises(InputError, match="two studies have one name"):
         claims.run({"studies": [str(tmp_path / "one"), f"one={tmp_path / 'two'}"]}, str(tmp_path / "b"), command="")
     with pytest.raises(InputError, match="studies is empty"):
