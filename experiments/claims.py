@@ -107,7 +107,7 @@ def figures(name: str, results: Results) -> list[Figure]:
     ):
         if all(pair.get(measure) for pair in pairs):
             found.append(Figure(name, question, *(_mean(pair[measure]) for pair in pairs)))
-    if floor.get(NEIGHBOURS) and all(pair.get(NEIGHBOURS) for pair in pairs):
+    if floor.get(NEIGHBOURS) and all(pair.get(NEIGHBOURS) and _mean(pair[NEIGHBOURS]) < 1 for pair in pairs):
         lost = 1 - _mean(floor[NEIGHBOURS])
         shares = [lost / (1 - _mean(pair[NEIGHBOURS])) for pair in pairs]
         found.append(Figure(name, "share of the k-NN gap that bfloat16 alone makes in the base", *shares))
