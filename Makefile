@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study offline test test-slow lint format bench report replication clean
+.PHONY: study offline test test-slow lint format bench report replication docs clean
 
 study: .venv/.installed .offline/.installed  ## the quickstart study, its verdict and its report
 	HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -40,6 +40,14 @@ replication: .venv/.installed .offline/.installed  ## three variants of one base
 
 report: .venv/.installed  ## rebuilds report.html from the results of WORKDIR
 	$(BIN)/python -m hrsa_jax.report.page $(WORKDIR)/results.json $(WORKDIR)/report.html
+
+docs: .venv/.docs-installed  ## docs/ as pages in site/, the reference from the docstrings; a warning is an error
+	$(BIN)/python docs/pictures.py docs/pictures
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+.venv/.docs-installed: .venv/.installed requirements-docs.txt
+	$(BIN)/python -m pip install -q -r requirements-docs.txt -c constraints.txt
+	@touch $@
 
 .venv/.installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
