@@ -9,8 +9,9 @@ from typing import Literal, cast
 from jax.sharding import Mesh
 
 from hrsa_jax.models.backbone import Backbone, load
+from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
-from hrsa_jax.runtime.workdir import Workdir
+from hrsa_jax.runtime.workdir import Workdir, read_json
 
 Attention = Literal["causal", "bidirectional"]
 
@@ -56,8 +57,22 @@ class Run:
                 self._loaded.popitem(last=False)
             path = self.workdir.path / source if source.startswith("stages/") else source
             self._loaded[source] = load(path, mesh=self.mesh)
+            if source.startswith("stages/"):
+                self._check(source, self._loaded[source])
         self._loaded.move_to_end(source)
         return self._loaded[source]
+
+    def _check(self, source: str, backbone: Backbone) -> None:
+        """Refuses a model whose files are no longer those that its finished stage wrote."""
+        folder = (self.workdir.path / source).parent
+        result = read_json(folder / "done.json")["result"] if (folder / "done.json").exists() else None
+        told = result.get("fingerprint") if isinstance(result, dict) else None
+        if told is not None and told != backbone.fingerprint:
+            del self._loaded[source]
+            raise InputError(
+                f"{self.workdir.path / source} is not the model that its stage wrote (fingerprint {backbone.fingerprint}, "
+                f"was {told}): delete {folder} to make it again"
+            )
 
     def model(self, name: str, source: str) -> Model:
         """Loads `source` and describes it under a report name."""

@@ -1,7 +1,9 @@
 """Training checkpoints: any pytree of arrays, written asynchronously by Orbax, restorable onto any mesh.
 
 The on-disk tree is a flat dict {key path: array}, so that the layout depends neither on the module library nor on
-the container types in use. Orbax's names still move between releases; they appear in this file only.
+the container types in use. A sum of every array's bits lies beside it and is checked on reading: the format itself
+would give back a flipped bit as another number. Orbax's names still move between releases; they appear in this file
+only.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hrsa_jax.runtime.errors import InputError
 
@@ -22,6 +25,24 @@ PyTree = Any
 
 def _flat(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def _sum(array: jax.Array) -> jax.Array:
+    """uint32 () of the array's bits, another one whenever a single one flips: every word counts an odd number of times.
+
+    Computed where the array lies, so that it also serves arrays split over several hosts.
+    """
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(array, word).reshape(-1).astype(jnp.uint32)
+    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+def _sums(flat: dict[str, Any]) -> dict[str, int]:
+    pending = {key: _sum(leaf) for key, leaf in flat.items()}  # all are started before the first is waited for
+    return {key: int(value) for key, value in pending.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -71,17 +92,21 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             # Host views of CPU arrays share their memory, and the training step donates it while the write runs.
             tree = jax.tree.map(jax.numpy.copy, tree)
+        flat = _flat(tree)
         with self._explained(step):
-            self._writing = (
-                step,
-                self._checkpointer.save_pytree_async(step, _flat(tree), force=True, overwrite=step in self._complete()),
+            response = self._checkpointer.save_pytree_async(
+                *(step, flat),
+                force=True,
+                overwrite=step in self._complete(),
+                custom_metadata={"sums": _sums(flat)},
             )
+            self._writing = (step, response)
 
     def restore(self, tree: PyTree, step: int | None = None) -> PyTree:
         """Reads a checkpoint into the structure, shapes, dtypes and shardings of `tree`.
 
         Raises:
-            InputError: no checkpoint, or one whose arrays do not match `tree`.
+            InputError: no checkpoint, or one whose arrays do not match `tree` or are not those that were saved.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -92,10 +117,16 @@ class Checkpoints:
         }
         try:
             flat = self._checkpointer.load_pytree(step, abstract)
+            told = (self._checkpointer.metadata(step).custom_metadata or {}).get("sums", {})  # older ones have none
+            damaged = sorted(
+                key for key, value in _sums({key: flat[key] for key in told}).items() if value != told[key]
+            )
+            if damaged:
+                raise ValueError(f"{len(damaged)} of its {len(flat)} arrays are not as they were saved: {damaged[0]}")
         except Exception as error:
             raise InputError(
                 f"checkpoint {step} in {self.directory} cannot be restored ({_reason(error)}): "
-                "delete that folder to continue from an earlier step, or use a new workdir"
+                f"delete the folder {step} there to continue from an earlier step, or use a new workdir"
             ) from error
         paths = jax.tree_util.tree_leaves_with_path(tree)
         leaves = [flat[jax.tree_util.keystr(path)] for path, _ in paths]

@@ -106,6 +106,9 @@ class Stage:
         """The marker in `folder` if it is of these inputs, else nothing."""
         marker = folder / "done.json"
         record = read_json(marker) if marker.exists() else {}
+        told = record.pop("sum", None) if isinstance(record, dict) else ""
+        if told is not None and told != fingerprint(record):  # markers of before there were sums have none
+            raise InputError(f"{marker} is damaged (its sum does not fit): delete {folder} to run the stage again")
         return record if record.get("fingerprint") == self.fingerprint else {}
 
     def _take_over(self, donors: Sequence[Path]) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class Stage:
             "peak_mb": round(self._memory.peak_mb(), 1),
         }
         self._record = processes.agreed(self._record)
-        write_json(self._marker, self._record)
+        write_json(self._marker, self._record | {"sum": fingerprint(self._record)})
         self._on_complete(self)
 
     def __enter__(self) -> Stage:

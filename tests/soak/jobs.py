@@ -22,7 +22,7 @@ def get_config():
     return config_dict.ConfigDict({config!r})
 """
 WORDS = ["red", "green", "blue", "old", "new", "big", "cat", "dog", "fish", "bird", "house", "tree", "road", "city"]
-SAVING_STEPS = 300
+SAVING_STEPS = 100
 # What a clock gives: no two runs share it, killed or not.
 CLOCKED = frozenset({"timings", "seconds", "seconds_sample", "seconds_update", "tokens_per_second", "mfu", "peak_mb"})
 
@@ -44,8 +44,8 @@ def jobs(folder: Path) -> dict[str, Job]:
         if not (folder / name / "config.json").exists():
             write_model(folder / name, seed=seed)
     _write_pairs(folder / "pairs.jsonl", 40)
-    kills = {"study": 8, "convert": 5, "tune_sft": 5, "tune_grpo": 5, "evaluate": 5, "compare": 5}
-    made = {"saving": Job("saving", 20, _save)}
+    kills = {"study": 10, "convert": 6, "tune_sft": 6, "tune_grpo": 6, "evaluate": 6, "compare": 6}
+    made = {"saving": Job("saving", 16, _save)}
     for name, config in _configs(folder).items():
         path = folder / f"{name}.py"
         path.write_text(CONFIG.format(config=config))
