@@ -233,8 +233,8 @@ def conversion_bytes(
     data, fsdp, tensor = (mesh_shape.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
     group, D, L = data * fsdp, model.hidden_size, model.num_layers
     found: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
-    # A step reads each block's weights forward and backward, and once more where whole chunks are recomputed.
-    passes = 2 if chunks == 1 else 3 * chunks
+    # Each chunk reads a block's weights forward and backward, and forward again where whole chunks are recomputed.
+    passes = chunks * (2 + (chunks > 1))
 
     def add(purpose: str, axes: tuple[str, ...], size: float, *, reduced: bool, times: float = 1.0) -> None:
         members = math.prod(mesh_shape.get(axis, 1) for axis in axes)
@@ -246,14 +246,10 @@ def conversion_bytes(
         split = [axis for part in partition_spec(mesh_shape, axes, shape, units) if part for axis in _listed(part)]
         held = math.prod(shape) / (tensor if "tensor" in split else 1)
         once = axes[0] == "vocab"  # the table: gathered once for all chunks, and again by each that is recomputed
+        # A block is recomputed in the backward pass up to the input of its last product (mlp -> embed).
+        reads = (1 + chunks * (chunks > 1)) if once else times * (passes + chunks * (remat and axes[0] != "mlp"))
         if "fsdp" in split:
-            add(
-                "weights",
-                ("fsdp",),
-                held * weight_bytes,
-                reduced=False,
-                times=(1 + chunks * (chunks > 1)) if once else times * passes,
-            )
+            add("weights", ("fsdp",), held * weight_bytes, reduced=False, times=reads)
         if lora_rank is not None:
             continue
         if "fsdp" in split and not once:
@@ -268,10 +264,12 @@ def conversion_bytes(
             lora_rank * sum(shape) * times for shape, axes, _, times in _kernels(model) if axes[0] != "vocab"
         )
         add("gradients", ("data", "fsdp"), 4 * adapters, reduced=True, times=chunks)
-    states = 4 * rows / group * row_length * D
+    tokens = rows / group * row_length
     # Two sums a block forward and five backward (one for each linear layer that reads the norm), one of the look-up.
-    sums = 7 * L + 1 + L * remat + (2 * L + 1) * (chunks > 1)
-    add("activations", ("tensor",), states, reduced=True, times=sums)
+    # An adapter's inner vector is summed wherever its layer's result or gradient is.
+    sums = 7 * L + L * remat + 2 * L * (chunks > 1)
+    add("activations", ("tensor",), 4 * tokens * (D + (lora_rank or 0)), reduced=True, times=sums)
+    add("activations", ("tensor",), 4 * tokens * D, reduced=True, times=1 + (chunks > 1))
     vectors = 4 * D * (7 * passages + 4 * queries)
     add("vectors", ("data", "fsdp"), vectors, reduced=False)
     add("vectors", ("tensor",), 4 * rows / group * segments * D, reduced=True, times=2)

@@ -74,6 +74,7 @@ def init_state(trainable: PyTree, frozen: PyTree, optimizer: optax.GradientTrans
     """Step 0. `trainable` is copied: the loop donates its buffers, the caller's model stays usable.
 
     Where weights are split over a mesh, arrays that are on no mesh (adapters, counters) are held by all its devices.
+    On one device all arrays are committed to it, as a step's results are: else the second step would compile again.
     """
     step = jnp.zeros((), jnp.int32)
     step, trainable, frozen = _on_one_mesh((step, jax.tree.map(jnp.copy, trainable), frozen))
@@ -102,13 +103,13 @@ def _on_one_mesh(tree: PyTree) -> PyTree:
     meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if isinstance(leaf.sharding, NamedSharding)]
 
     def place(leaf: jax.Array) -> jax.Array:
-        if isinstance(leaf.sharding, NamedSharding):
-            return leaf
+        if isinstance(leaf.sharding, NamedSharding) or not meshes:
+            return jax.device_put(leaf, leaf.sharding)
         value = np.asarray(leaf)
         everywhere = NamedSharding(meshes[0], PartitionSpec())
         return jax.make_array_from_callback(value.shape, everywhere, lambda index: value[index])
 
-    return jax.tree.map(place, tree) if meshes else tree
+    return jax.tree.map(place, tree)
 
 
 def update_program(

@@ -1,9 +1,12 @@
 """Prints the bytes a real training step of SmolLM2-135M takes and what compiling it on abstract arrays says, as JSON.
 
 Run by test_plan.py in a process of its own. Measured: the highest resident memory during the second step, less what
-was resident before it beyond the live arrays (the interpreter, the compiler, the caches).
+was resident before it beyond the live arrays (the interpreter, the compiler, the caches). What the first step gave
+back to the allocator is given back to the system first: it would count as resident.
 """
 
+import ctypes
+import gc
 import json
 import re
 import sys
@@ -14,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import hrsa_jax
+from hrsa_jax.embedding.batches import ContrastiveBatch
 from hrsa_jax.embedding.cost import abstract_batch, model_arrays, step_cost
+from hrsa_jax.embedding.fit import Workload, formula_bytes
 from hrsa_jax.embedding.recipe import ConversionConfig
 from hrsa_jax.embedding.step import contrastive_loss_fn
 from hrsa_jax.models.lora import LoRAConfig, add_lora, split_trainable
@@ -40,6 +45,7 @@ def main() -> None:
     graphdef, trainable, frozen = split_trainable(decoder, lora=lora is not None)
     optimizer = make_optimizer(optim, 10)
     state = init_state(trainable, frozen, optimizer)
+    decoder_config = decoder.config
     del decoder, trainable, frozen
     step = make_step(contrastive_loss_fn(graphdef, recipe), optimizer)
 
@@ -51,16 +57,21 @@ def main() -> None:
     batch = replace_rows(batch, positions)
     state, metrics = step(state, batch)
     assert np.isfinite(float(metrics["loss"]))
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     live = sum(array.nbytes for array in jax.live_arrays())
     baseline = resident("VmRSS") - live
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
     measured = resident("VmHWM") - baseline
-    print(json.dumps({"measured": measured, "predicted": predicted.total, "baseline": baseline, "live": live}))
+    load = Workload(decoder_config, recipe, optim, lora, rows * row_length, row_length)
+    formula = formula_bytes(load, arrays, {"data": 1, "fsdp": 1, "tensor": 1}, rows // chunks * row_length, chunks)
+    found = {"measured": measured, "compiled": predicted.total, "formula": formula}
+    print(json.dumps(found | {"baseline": baseline, "live": live}))
 
 
-def replace_rows(batch, positions):
+def replace_rows(batch: ContrastiveBatch, positions: jax.Array) -> ContrastiveBatch:
     return batch._replace(blocks=(batch.blocks[0]._replace(positions_RT=positions),))
 
 
