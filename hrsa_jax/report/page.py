@@ -39,15 +39,19 @@ def render(results: Mapping[str, Any]) -> str:
       InputError: the results are broken or foreign.
     """
     schema.validate(results)
-    environment = jinja2.Environment(
+    text = environment().get_template("template.html").render(**_context(results))
+    return text.replace("+/-", "±")
+
+
+def environment() -> jinja2.Environment:
+    """Where the pages' templates are and how they are filled: everything escaped, nothing undefined."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("template.html").render(**_context(results))
-    return text.replace("+/-", "±")
 
 
 def write(results_path: str | Path, html_path: str | Path) -> Path:
