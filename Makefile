@@ -38,8 +38,8 @@ replication: .venv/.installed .offline/.installed  ## three variants of one base
 	$(BIN)/python launch.py --config=configs/claims.py --workdir=$(REPLICATION)/claims \
 	  --config.studies="('$(REPLICATION)/sft','$(REPLICATION)/rlvr','$(REPLICATION)/sft_full')"
 
-report: .venv/.installed  ## rebuilds report.html from the results of WORKDIR
-	$(BIN)/python -m hrsa_jax.report.page $(WORKDIR)/results.json $(WORKDIR)/report.html
+report: .venv/.installed  ## report.html anew from the results.json of WORKDIR
+	$(BIN)/python launch.py --config=configs/report.py --workdir=$(WORKDIR)
 
 docs: .venv/.docs-installed  ## docs/ as pages in site/, the reference from the docstrings; a warning is an error
 	$(BIN)/python docs/pictures.py docs/pictures

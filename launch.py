@@ -24,7 +24,10 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-EXPERIMENTS = ("inspect", "study", "convert", "mine", "compare", "evaluate", "tune", "merge", "claims", "plan")
+EXPERIMENTS = (
+    *("inspect", "study", "convert", "mine", "compare", "evaluate", "tune", "merge"),
+    *("claims", "report", "plan"),
+)
 
 _ALONE = ("inspect", "plan")  # write nothing and run in one process
 
