@@ -102,10 +102,11 @@ def save(room: str, measured: Sequence[Measurement]) -> None:
     kept = {row["name"]: row for row in before["measurements"]} if before["machine"] == machine() else {}
     record = {"machine": machine(), "measurements": list((kept | new).values())}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (FOLDER / "RESULTS.md").write_text(_page(folder), encoding="utf-8")
+    write_page()
 
 
-def _page(folder: Path) -> str:
+def write_page() -> None:
+    """RESULTS.md from everything that was measured on any machine."""
     lines = [
         "# Speed against named peers",
         "",
@@ -113,7 +114,7 @@ def _page(folder: Path) -> str:
         "same input in one process, in turns, least of the repeats after a warm-up; ratio above 1: ours is faster.",
         "Clock `cpu` counts the seconds of all threads. A goal that is not met is explained in PROFILES.md.",
     ]
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted((FOLDER / "results").glob("*.json")):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         lines += ["", f"## {path.stem}", "", record["machine"], ""]
         lines += ["| what | ours (s) | peer (s) | peer | clock | ratio | goal | |", "|---|---|---|---|---|---|---|---|"]
@@ -124,4 +125,29 @@ def _page(folder: Path) -> str:
                 f"| {item.name} | {item.ours:.3f} | {item.peer:.3f} | {item.against} | {item.clock} | "
                 f"{item.ratio:.2f} | {goal} | {' '.join(filter(None, (item.verdict, item.note)))} |"
             )
-    return "\n".join(lines) + "\n"
+    lines += _growth()
+    (FOLDER / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _growth() -> list[str]:
+    """The section on how cost grows (benchmarks/cost.py), where it was measured."""
+    path = FOLDER / "cost.json"
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "",
+        "## How cost grows",
+        "",
+        record["machine"],
+        "",
+        "![Cost against rows, layers, batch, devices](cost.svg)",
+        "",
+    ]
+    lines += ["`python -m benchmarks.cost`: CPU-seconds of all threads, compiled; devices are planned, not run.", ""]
+    for name, curves in record["curves"].items():
+        sizes = list(next(iter(curves.values())))
+        lines += [f"| {name} | {' | '.join(sizes)} |", "|---|" + "---|" * len(sizes)]
+        lines += [f"| {label} | {' | '.join(f'{curve[s]:g}' for s in sizes)} |" for label, curve in curves.items()]
+        lines.append("")
+    return lines[:-1]
