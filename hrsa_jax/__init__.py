@@ -4,6 +4,16 @@
     vectors = hrsa_jax.Encoder(backbone).encode(["a text"])     # float32 (1, D)
     print(hrsa_jax.compare(backbone, other, texts).table())     # HRSA, layer by layer
 
+The same with folders `base` and `reasoning`, which hold a model each:
+
+>>> import hrsa_jax
+>>> backbone = hrsa_jax.load("base")
+>>> states = backbone.hidden_states(*backbone.tokenize(["a text", "another"]))
+>>> states.shape[:2] == (backbone.config.num_layers + 1, 2)
+True
+>>> hrsa_jax.Encoder(backbone).encode(["a text", "another"]).shape == (2, backbone.config.hidden_size)
+True
+
 Dimension letters, used as suffixes everywhere (x_BTD is batch x tokens x model):
 
     B batch     T tokens (queries)   S tokens (keys, cache slots)    D model (hidden size)    N heads     K kv heads

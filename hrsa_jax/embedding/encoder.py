@@ -60,6 +60,14 @@ class Encoder:
       dtype: of the computation; "float32" or "bfloat16" (sums stay float32).
       batch_tokens: token slots of a full batch.
       allow_empty: a text without any token gives a zero vector (as in sentence-transformers) instead of an error.
+
+    Example:
+      >>> encoder = Encoder("base")
+      >>> vectors = encoder.encode(["a query", "a text", "a query"])
+      >>> vectors.shape == (3, encoder.dimension)
+      True
+      >>> round(float(vectors[0] @ vectors[2]), 4)  # vectors have length 1
+      1.0
     """
 
     def __init__(

@@ -232,6 +232,14 @@ def compare_models(
       row_mask, seed, progress: as in `analysis.compare`.
 
     Models whose tokenizers differ on these texts are compared by pooled texts. Raises InputError on bad input.
+
+    Example:
+      >>> texts = [f"text number {number}, about nothing" for number in range(12)]
+      >>> found = compare_models("base", "reasoning", texts, max_tokens=8)
+      >>> bool((found.measures["cka"].value <= 1.001).all())  # one value a layer
+      True
+      >>> found.measures["cka"].interval95.shape == (len(found.measures["cka"].layers), 2)
+      True
     """
     left, right = sides = _resolve(a), _resolve(b)
     if any(isinstance(side, TokenStates) for side in sides):

@@ -197,6 +197,15 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, mesh: Mesh | None = No
 
     Raises:
         InputError: anything that is wrong with the checkpoint, in one sentence.
+
+    Example:
+        >>> backbone = load("base")
+        >>> ids_BT, mask_BT = backbone.tokenize(["one text", "a longer second text"])
+        >>> backbone.logits(ids_BT, mask_BT).shape == (*ids_BT.shape, backbone.config.vocab_size)
+        True
+        >>> load("gone/elsewhere/far")
+        Traceback (most recent call last):
+        hrsa_jax.runtime.errors.InputError: model source 'gone/elsewhere/far' is no existing path, hub id ...
     """
     found = resolve(source)
     return (_load_gguf if found.kind == "gguf" else _load_folder)(found, dtype, mesh)
