@@ -70,8 +70,8 @@ class Run:
         if told is not None and told != backbone.fingerprint:
             del self._loaded[source]
             raise InputError(
-                f"{self.workdir.path / source} is not the model that its stage wrote (fingerprint {backbone.fingerprint}, "
-                f"was {told}): delete {folder} to make it again"
+                f"{self.workdir.path / source} is not the model that its stage wrote (fingerprint "
+                f"{backbone.fingerprint}, was {told}): delete {folder} to make it again"
             )
 
     def model(self, name: str, source: str) -> Model:

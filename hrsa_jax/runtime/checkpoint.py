@@ -59,6 +59,9 @@ class Checkpoints:
     Args:
         directory: folder, created when absent.
         keep: how many of the newest steps stay on disk.
+
+    Raises:
+        InputError: what a checkpoint says of itself cannot be read.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
@@ -68,12 +71,18 @@ class Checkpoints:
         self.directory = str(directory)
         if "://" not in self.directory:
             self.directory = str(Path(directory).absolute())
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
-        )
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory,
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                cleanup_tmp_directories=True,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # what it says of its own files' content
+            raise InputError(
+                f"a checkpoint in {self.directory} is damaged ({_reason(error)}): delete the newest folder there to "
+                "continue from an earlier step, or use a new workdir"
+            ) from error
         self._writing: tuple[int, Any] | None = None
         self._closed = self._failed = False
 

@@ -5,8 +5,8 @@
 Every job (jobs.py) is first run to its end, which gives its length and its numbers; then, round after round, a fresh
 workdir is killed several times, continued to its end and compared. Every kill and every comparison is a line of
 <folder>/campaign.jsonl. Runs are processes of their own, forked from this one after its imports (which take longer than
-the jobs), but for one in ten, which is `python launch.py` from nothing. The exit status is 1 when a run failed, lost a
-finished stage or a checkpoint, or ended otherwise than its reference.
+the jobs): a kill hits the work and not the imports. A folder of an earlier campaign is continued. The exit status is 1
+when a run failed, lost a finished stage or a checkpoint, or ended otherwise than its reference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,9 +25,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from jobs import ROOT, Job, facts, jobs
+from jobs import Job, facts, jobs
 
-COLD_SHARE = 0.1
 LIMIT = 900.0  # seconds after which a run that should end counts as hung
 
 
@@ -113,13 +111,18 @@ class Campaign:
         self.jobs = {name: job for name, job in jobs(folder).items() if not names or name in names}
         self.seconds: dict[str, float] = {}
         self.references: dict[str, dict[str, str]] = {}
-        self.kills = self.failures = 0
+        self.failures = 0
+        self.kills = sum(row["event"] == "kill" for row in self.rows())
 
     def write(self, **row: Any) -> None:
         """One line of the log, and of the terminal."""
         with self.log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The log's rows so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     def finish(self, job: Job, workdir: Path) -> tuple[int | None, float]:
         """Runs to the end; the exit status and the seconds."""
@@ -135,6 +138,11 @@ class Campaign:
         """Two runs left alone: what the job ends with, how long it takes once its programs are compiled."""
         if job.name in self.references:
             return
+        earlier = [row for row in self.rows() if row["event"] == "reference" and row["job"] == job.name]
+        if earlier:
+            self.references[job.name] = facts(self.folder / f"{job.name}.whole")
+            self.seconds[job.name] = earlier[-1]["seconds"]
+            return
         workdir = self.fresh(f"{job.name}.whole")
         status, seconds = self.finish(job, workdir)
         if status != 0:
@@ -149,35 +157,20 @@ class Campaign:
 
     def kill(self, job: Job, workdir: Path, number: int, random: np.random.Generator) -> bool:
         """One process, killed at a random moment of the job's length; False when it ended before."""
-        share = 2.5 / job.kills  # the more kills, the earlier each: else the job ends before the last of them
+        share = (
+            2.0 if job.name == "saving" else 1.5
+        ) / job.kills  # the more kills, the earlier each: else the job ends before the last of them
         moment = float(random.uniform(0.0, self.seconds[job.name] * share))
-        cold = job.name != "saving" and float(random.uniform()) < COLD_SHARE
         before = held(workdir)
-        if cold:  # from nothing, so the moment counts from the first sign of work: its imports change no file
-            command = [sys.executable, "launch.py", f"--config={job.program.config}", f"--workdir={workdir}"]
-            with workdir.with_suffix(".log").open("ab") as output:
-                child = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
-            pid, manifest, deadline = child.pid, workdir / "manifest.json", time.monotonic() + LIMIT
-            stamp = manifest.stat().st_mtime_ns if manifest.exists() else None
-            while time.monotonic() < deadline and child.poll() is None:
-                if manifest.exists() and manifest.stat().st_mtime_ns != stamp:
-                    break
-                time.sleep(0.02)
-            try:
-                status = child.wait(moment)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                status = child.wait()
-        else:
-            pid = start(lambda: job.program(workdir), workdir.with_suffix(".log"))
-            status = wait(pid, moment)
-            if status is None:
-                os.kill(pid, signal.SIGKILL)
-                status = wait(pid, 60.0)
+        pid = start(lambda: job.program(workdir), workdir.with_suffix(".log"))
+        status = wait(pid, moment)
+        if status is None:
+            os.kill(pid, signal.SIGKILL)
+            status = wait(pid, 60.0)
         hit = status == -signal.SIGKILL
         self.kills += hit
         whole = kept(before, workdir)
-        row = {"job": job.name, "number": number, "moment": round(moment, 3), "cold": cold, "status": status}
+        row = {"job": job.name, "number": number, "moment": round(moment, 3), "status": status}
         self.write(event="kill" if hit else "ended", **row, where=where(workdir), kept=whole, kills=self.kills)
         if not whole or (not hit and status != 0):
             self.failures += 1
@@ -212,11 +205,9 @@ class Campaign:
 
 
 def rota(names: list[str]) -> list[str]:
-    """The jobs of one round: the cheap saving loop comes again after every second other one."""
-    if "saving" not in names:
-        return names
+    """The jobs of one round: the cheap saving loop comes again after every other one."""
     others = [name for name in names if name != "saving"]
-    return ["saving", *(name for i, other in enumerate(others) for name in ([other, "saving"] if i % 2 else [other]))]
+    return [name for other in others for name in ("saving", other)] if others and "saving" in names else names
 
 
 def prepare(folder: Path) -> None:
@@ -275,7 +266,7 @@ def main() -> int:
     until = time.monotonic() + asked.seconds
     prepare(folder)
     campaign = Campaign(folder, asked.seed, [name for name in asked.jobs.split(",") if name])
-    number = 0
+    number = len(campaign.rows())  # another draw than an earlier campaign in this folder
     while time.monotonic() < until:
         campaign.round(number, until)
         number += 1

@@ -45,7 +45,7 @@ def jobs(folder: Path) -> dict[str, Job]:
             write_model(folder / name, seed=seed)
     _write_pairs(folder / "pairs.jsonl", 40)
     kills = {"study": 10, "convert": 6, "tune_sft": 6, "tune_grpo": 6, "evaluate": 6, "compare": 6}
-    made = {"saving": Job("saving", 16, _save)}
+    made = {"saving": Job("saving", 30, _save)}
     for name, config in _configs(folder).items():
         path = folder / f"{name}.py"
         path.write_text(CONFIG.format(config=config))
