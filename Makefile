@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study offline test test-slow lint format bench report replication docs clean
+.PHONY: study offline test test-slow lint format bench soak report replication docs clean
 
 study: .venv/.installed .offline/.installed  ## the quickstart study, its verdict and its report
 	HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -26,6 +26,11 @@ lint: .venv/.test-installed  ## style and types
 format: .venv/.test-installed
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+SOAK_SECONDS ?= 900
+SOAK_FOLDER ?= runs/soak
+soak: .venv/.test-installed .offline/.installed  ## kills runs at random moments for SOAK_SECONDS (docs/reliability.md)
+	HF_HUB_OFFLINE=1 $(BIN)/python -W ignore tests/soak/campaign.py --seconds=$(SOAK_SECONDS) --folder=$(SOAK_FOLDER)
+
 bench: .venv/.test-installed .offline/.installed  ## speed against named peers, as ratios in one run
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run
 
@@ -42,7 +47,7 @@ report: .venv/.installed  ## report.html anew from the results.json of WORKDIR
 	$(BIN)/python launch.py --config=configs/report.py --workdir=$(WORKDIR)
 
 docs: .venv/.docs-installed  ## docs/ as pages in site/, the reference from the docstrings; a warning is an error
-	$(BIN)/python docs/pictures.py docs/pictures
+	PYTHONPATH=. $(BIN)/python docs/pictures.py docs/pictures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .venv/.docs-installed: .venv/.installed requirements-docs.txt
