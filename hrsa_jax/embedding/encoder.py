@@ -61,7 +61,7 @@ class Encoder:
       batch_tokens: token slots of a full batch.
       allow_empty: a text without any token gives a zero vector (as in sentence-transformers) instead of an error.
 
-    Example:
+    Examples:
       >>> encoder = Encoder("base")
       >>> vectors = encoder.encode(["a query", "a text", "a query"])
       >>> vectors.shape == (3, encoder.dimension)

@@ -233,7 +233,7 @@ def compare_models(
 
     Models whose tokenizers differ on these texts are compared by pooled texts. Raises InputError on bad input.
 
-    Example:
+    Examples:
       >>> texts = [f"text number {number}, about nothing" for number in range(12)]
       >>> found = compare_models("base", "reasoning", texts, max_tokens=8)
       >>> bool((found.measures["cka"].value <= 1.001).all())  # one value a layer

@@ -26,9 +26,10 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True, groups: Arr
     NaN for zero variance, fewer than 4 rows or texts when debiased, fewer than 2 rows when not. ValueError
     naming the argument for bad input.
 
-    >>> x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
-    >>> round(float(linear_cka(x, 2 * x[:, ::-1])), 3)  # neither the order of axes nor the scale counts
-    1.0
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+        >>> round(float(linear_cka(x, 2 * x[:, ::-1])), 3)  # neither the order of axes nor the scale counts
+        1.0
     """
     a, b = to_pair(x, y)
     if groups is None or not debiased:

@@ -128,9 +128,10 @@ def planted(kind: PlantedKind, n: int = 1024, d: int = 32, *, rows_per_text: int
                      CKA and k-NN of everything else stay, only the raw transfer probe falls.
     independent      nothing is shared, y has no label: everything is at chance.
 
-    >>> pair = planted("permuted", n=64, d=8)
-    >>> pair.x.shape, sorted(set(pair.labels.tolist()))
-    ((64, 8), [0, 1])
+    Examples:
+        >>> pair = planted("permuted", n=64, d=8)
+        >>> pair.x.shape, sorted(set(pair.labels.tolist()))
+        ((64, 8), [0, 1])
     """
     if kind not in get_args(PlantedKind):
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(get_args(PlantedKind))}")

@@ -96,11 +96,12 @@ def cross_model_probe(
 
     Raises ValueError on misshapen or non-finite input, a class with one training example, unknown test labels.
 
-    >>> x = np.random.default_rng(0).standard_normal((80, 4)).astype(np.float32)
-    >>> labels = x[:, 0] > 0
-    >>> probe = cross_model_probe(x[:60], x[:60], labels[:60], x[60:], x[60:], labels[60:], l2=0.1)
-    >>> bool(probe.correct["transfer"].mean() > 0.9)
-    True
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((80, 4)).astype(np.float32)
+        >>> labels = x[:, 0] > 0
+        >>> probe = cross_model_probe(x[:60], x[:60], labels[:60], x[60:], x[60:], labels[60:], l2=0.1)
+        >>> bool(probe.correct["transfer"].mean() > 0.9)
+        True
     """
     train, test, stacked = _check_pair(x_train, y_train, x_test, y_test)
     classes, codes = encode_labels("labels_train", labels_train, train[0].shape[1])

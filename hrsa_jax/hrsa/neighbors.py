@@ -48,9 +48,10 @@ def knn_overlap(
     Args: x (n, p), y (n, q), or (L, n, p) and (L, n, q); groups (n,) rows whose own group is not a neighbour.
     Returns {k: (n,) or (L, n)} in [0, 1], all from one search of max(ks). ValueError as `nearest_neighbors`.
 
-    >>> x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
-    >>> {k: float(overlap.mean()) for k, overlap in knn_overlap(x, x, [5, 10]).items()}
-    {5: 1.0, 10: 1.0}
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+        >>> {k: float(overlap.mean()) for k, overlap in knn_overlap(x, x, [5, 10]).items()}
+        {5: 1.0, 10: 1.0}
     """
     if len(ks) == 0:
         raise ValueError("ks is empty; give at least one number of neighbours")
@@ -106,8 +107,9 @@ def knn_chance(n: int, k: int) -> tuple[float, float]:
 
     The shared count is hypergeometric: k draws from the n - 1 other rows, k of which are marked.
 
-    >>> [round(chance, 4) for chance in knn_chance(101, 10)]
-    [0.1, 0.0551]
+    Examples:
+        >>> [round(chance, 4) for chance in knn_chance(101, 10)]
+        [0.1, 0.0551]
     """
     from scipy.stats import hypergeom
 

@@ -41,9 +41,10 @@ def dimension_correlation(x: ArrayLike, y: ArrayLike) -> Array:
     Args: x, y (n, d) over the same samples, n >= 2.
     Returns (d,) in [-1, 1]; NaN where a side is constant relative to its own scale. ValueError on bad input.
 
-    >>> x = np.random.default_rng(0).standard_normal((100, 2)).astype(np.float32)
-    >>> [round(float(r), 3) for r in dimension_correlation(x, -3 * x + 1)]
-    [-1.0, -1.0]
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((100, 2)).astype(np.float32)
+        >>> [round(float(r), 3) for r in dimension_correlation(x, -3 * x + 1)]
+        [-1.0, -1.0]
     """
     a, b = to_pair(x, y, minimum=2)
     _check_equal_widths(a, b)
@@ -116,11 +117,12 @@ def orthogonal_procrustes(x: ArrayLike, y: ArrayLike) -> ProcrustesFit:
     Newton-Schulz on the device, checked by |O'O - I|, with the device's SVD where the check fails.
     The rank counts singular values above the rounding of M (4 eps of its dtype times the largest one).
 
-    >>> x = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
-    >>> quarter_turn = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
-    >>> fit = orthogonal_procrustes(x, x @ quarter_turn)
-    >>> bool(np.allclose(fit.map, quarter_turn, atol=1e-5))
-    True
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
+        >>> quarter_turn = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]], np.float32)
+        >>> fit = orthogonal_procrustes(x, x @ quarter_turn)
+        >>> bool(np.allclose(fit.map, quarter_turn, atol=1e-5))
+        True
     """
     a, b = to_pair(x, y, minimum=2)
     if is_traced(a, b) or max(a.shape[1], b.shape[1]) > HOST_SVD_LIMIT:

@@ -198,7 +198,7 @@ def load(source: str | Path, *, dtype: Any = jnp.float32, mesh: Mesh | None = No
     Raises:
         InputError: anything that is wrong with the checkpoint, in one sentence.
 
-    Example:
+    Examples:
         >>> backbone = load("base")
         >>> ids_BT, mask_BT = backbone.tokenize(["one text", "a longer second text"])
         >>> backbone.logits(ids_BT, mask_BT).shape == (*ids_BT.shape, backbone.config.vocab_size)
