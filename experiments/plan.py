@@ -203,10 +203,11 @@ class Plan:
         """Bytes of one device."""
         found = self.fit
         chunk = found.rows // found.chunks * self.load.row_length
+        pieces = "the whole step in one piece" if found.chunks == 1 else f"{found.chunks} chunks a step"
         yield "mesh", " x ".join(f"{axis} {size}" for axis, size in found.mesh_shape.items()) + self._chosen()
         yield (
             "chunk",
-            f"{chunk * found.group:,} token slots, {chunk:,} a device; {found.chunks} chunks a step "
+            f"{chunk * found.group:,} token slots, {chunk:,} a device; {pieces} "
             f"(--config.convert.recipe.chunk_tokens={chunk * found.group})",
         )
         for name, size in found.arrays.bytes_per_device.items():
@@ -216,7 +217,8 @@ class Plan:
             f"{_gigabytes(self._activations())} a device, gathered weights and the chunk's sums included",
         )
         share = found.cost.total / self.item.memory
-        yield "memory", f"{_gigabytes(found.cost.total)} a device ({share:.0%}), by compiled memory analysis"
+        beyond = "" if found.larger is None else f"; {found.chunks - 1} a step would take {_gigabytes(found.larger)}"
+        yield "memory", f"{_gigabytes(found.cost.total)} a device ({share:.0%}), by compiled memory analysis{beyond}"
         off = found.expected / found.cost.total - 1
         yield "  predicted", f"{_gigabytes(found.expected)} before it was compiled ({off:+.1%})"
 
@@ -226,7 +228,7 @@ class Plan:
 
     def _chosen(self) -> str:
         sizes = self.setting.mesh
-        return "" if sizes.data else "  (recommended: the least communication that fits)"
+        return "" if sizes.data else "  (recommended: the least computing and sending that fits)"
 
     def step(self) -> Lines:
         """FLOPs, bytes and seconds of one update."""

@@ -1,4 +1,4 @@
-"""Which mesh and which chunk a conversion should use on given hardware: the least communication that fits."""
+"""Which mesh and which chunk a conversion should use on given hardware: the least computing and sending that fits."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from hrsa_jax.runtime.mesh import batch_parts, make_mesh
 from hrsa_jax.runtime.optim import OptimConfig
 
 _TRIES = 2  # chunk sizes that are compiled after the first two
+_LEADING = 3  # meshes that are compiled where the guessed chunks, on which the order of `ranked` rests, are wrong
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Workload:
 @dataclass(frozen=True)
 class Fit:
     """A step on a mesh. rows: of a device's batch; chunks: it is computed in; expected: bytes of a device by the line
-    through two sizes compiled before, or by `formula_bytes` where there were none."""
+    through two sizes compiled before, or by `formula_bytes` where there were none; guessed: chunks before any was
+    compiled; larger: bytes that one chunk fewer would take, where that was compiled."""
 
     mesh_shape: dict[str, int]
     arrays: ModelArrays
@@ -46,6 +48,8 @@ class Fit:
     rows: int
     chunks: int
     expected: float
+    guessed: int
+    larger: float | None = None
 
     @property
     def group(self) -> int:
@@ -62,20 +66,33 @@ def mesh_shapes(devices: int, heads: int) -> Iterator[dict[str, int]]:
 
 
 def best_fit(load: Workload, item: Hardware, shapes: Sequence[Mapping[str, int]], budget: float) -> Fit:
-    """The first mesh that fits `budget` bytes a device, in the order of `ranked`, with the largest chunk that does.
+    """Of the first meshes that fit `budget` bytes a device, each with the largest chunk that does: the fastest.
 
     Raises:
         InputError: none fits.
     """
+    found: list[Fit] = []
     reasons = []
     for shape in ranked(load, item, shapes, budget):
         try:
-            return fit(load, shape, budget)
+            found.append(fit(load, shape, budget))
         except InputError as error:
             reasons.append(str(error))
+            continue
+        if len(found) == _LEADING or found[-1].chunks == found[-1].guessed:
+            break  # the order holds from here on
+    if found:
+        return min(found, key=lambda one: _seconds(load, item, one))
     if not reasons:
         reasons = ["weights, gradients and optimiser state alone are too large on every mesh"]
     raise InputError(f"{reasons[0]}: use more devices, LoRA, or hardware with more memory than {item.name}'s")
+
+
+def _seconds(load: Workload, item: Hardware, found: Fit) -> float:
+    """Of a step at the hardware's peak: what is computed (recomputation included), then what is sent."""
+    sizes = bytes_over_axes(traffic(load, found.mesh_shape, found.rows, found.chunks))
+    computing = found.cost.flops / (item.bf16_flops * math.prod(found.mesh_shape.values()))
+    return computing + seconds_over_axes(sizes, link_bandwidths(item, found.mesh_shape))
 
 
 def ranked(
@@ -118,7 +135,7 @@ def fit(load: Workload, shape: Mapping[str, int], budget: float) -> Fit:
             size = -(-rows // chunks)
             line = _line([(-(-rows // one.chunks), one.cost.total) for one in compiled.values()], size)
             expected = formula_bytes(load, arrays, shape, size * load.row_length, chunks) if line is None else line
-            compiled[chunks] = Fit(dict(shape), arrays, cost, held, chunks, expected)
+            compiled[chunks] = Fit(dict(shape), arrays, cost, held, chunks, expected, asked)
         return compiled[chunks]
 
     asked = _asked(load, rows, arrays, shape, budget)
@@ -140,7 +157,9 @@ def fit(load: Workload, shape: Mapping[str, int], budget: float) -> Fit:
             f"{_words(shape)} in {least.chunks} chunks needs {least.cost.total / 1e9:.1f} GB a device, of which "
             f"{budget / 1e9:.1f} GB may be used"
         )
-    return min(fitting, key=lambda one: one.chunks)
+    best = min(fitting, key=lambda one: one.chunks)
+    beyond = compiled.get(best.chunks - 1)
+    return best if beyond is None else replace(best, larger=float(beyond.cost.total))
 
 
 def _asked(load: Workload, rows: int, arrays: ModelArrays, shape: Mapping[str, int], budget: float) -> int:

@@ -1,6 +1,8 @@
 """The training loop: schedule, bit-exact resume, NaN stop, SIGTERM."""
 
+import dataclasses
 import json
+import logging
 import os
 import resource
 import signal
@@ -63,6 +65,24 @@ def test_the_loop_learns_and_logs_every_step(tmp_path):
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_step_compiles_once_for_a_fresh_state_its_own_results_and_a_restored_one(tmp_path, caplog, devices):
+    tx = make_optimizer(OptimConfig(learning_rate=0.1), STEPS)
+    trainable = {"w": jnp.zeros(3), "bias": jnp.zeros(())}
+    if devices > 1:
+        trainable["w"] = jax.device_put(trainable["w"], named_sharding(make_mesh(data=devices), (None,), (3,)))
+    state, step = init_state(trainable, {"w": jnp.zeros(3)}, tx), make_step(loss_fn, tx)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for number in range(3):
+            state, _ = step(state, jax.tree.map(jnp.asarray, batch_at(number)))
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(3, state.saved())
+            checkpoints.wait()
+            restored = checkpoints.restore(state.saved())
+        step(dataclasses.replace(state, **restored), jax.tree.map(jnp.asarray, batch_at(3)))
+    assert sum("Compiling jit(update)" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_resume_is_bit_exact_and_rewrites_no_history(tmp_path):
