@@ -2,11 +2,14 @@
 
     python tests/soak/campaign.py --seconds=900 --folder=runs/soak
 
-Every job (jobs.py) is first run to its end, which gives its length and its numbers; then, round after round, a fresh
-workdir is killed several times, continued to its end and compared. Every kill and every comparison is a line of
-<folder>/campaign.jsonl. Runs are processes of their own, forked from this one after its imports (which take longer than
-the jobs): a kill hits the work and not the imports. A folder of an earlier campaign is continued. The exit status is 1
-when a run failed, lost a finished stage or a checkpoint, or ended otherwise than its reference.
+Every job (jobs.py) is first run to its end twice, which gives its numbers, shows that they repeat themselves, and how
+long it takes once its programs are compiled. Then, round after round, a fresh workdir is killed several times, each
+time at a moment drawn from when the process began to write there, continued to its end and compared. Every kill and
+every comparison is a line of <folder>/campaign.jsonl.
+
+Runs are processes of their own, forked from this one after its imports (which take longer than the jobs): a kill hits
+the work and not the imports. A folder of an earlier campaign is continued. The exit status is 1 when a run failed, lost
+a finished stage or a checkpoint, or ended otherwise than its reference.
 """
 
 from __future__ import annotations
@@ -138,17 +141,24 @@ class Campaign:
         """Two runs left alone: what the job ends with, how long it takes once its programs are compiled."""
         if job.name in self.references:
             return
+        whole = self.folder / f"{job.name}.whole"
         earlier = [row for row in self.rows() if row["event"] == "reference" and row["job"] == job.name]
-        if earlier:
-            self.references[job.name] = facts(self.folder / f"{job.name}.whole")
-            self.seconds[job.name] = earlier[-1]["seconds"]
-            return
-        workdir = self.fresh(f"{job.name}.whole")
+        if not earlier:
+            self.fresh(whole.name)
+            self._alone(job, whole)  # compiles
+        warm = self.fresh(f"{job.name}.warm")
+        self.seconds[job.name] = self._alone(job, warm)
+        self.references[job.name] = facts(whole)
+        equal = facts(warm) == self.references[job.name]
+        self.failures += not equal
+        row = {"seconds": round(self.seconds[job.name], 2), "files": len(self.references[job.name])}
+        self.write(event="reference", job=job.name, equal=equal, **row)
+
+    def _alone(self, job: Job, workdir: Path) -> float:
         status, seconds = self.finish(job, workdir)
         if status != 0:
             raise SystemExit(f"{job.name} left alone ended with {status}: {workdir.with_suffix('.log')}")
-        self.references[job.name], self.seconds[job.name] = facts(workdir), seconds
-        self.write(event="reference", job=job.name, seconds=round(seconds, 2), files=len(self.references[job.name]))
+        return seconds
 
     def fresh(self, name: str) -> Path:
         workdir = self.folder / name
@@ -163,7 +173,8 @@ class Campaign:
         moment = float(random.uniform(0.0, self.seconds[job.name] * share))
         before = held(workdir)
         pid = start(lambda: job.program(workdir), workdir.with_suffix(".log"))
-        status = wait(pid, moment)
+        status = self.until_it_writes(pid, workdir)
+        status = wait(pid, moment) if status is None else status
         if status is None:
             os.kill(pid, signal.SIGKILL)
             status = wait(pid, 60.0)
@@ -175,6 +186,16 @@ class Campaign:
         if not whole or (not hit and status != 0):
             self.failures += 1
         return hit
+
+    def until_it_writes(self, pid: int, workdir: Path) -> int | None:
+        """Returns when the process wrote its first line or the manifest (None), or its exit status if it ended."""
+        watched, began = [workdir / "log.txt", workdir / "manifest.json"], time.time_ns()
+        deadline, status = time.monotonic() + LIMIT, None
+        while status is None and time.monotonic() < deadline:
+            if any(path.exists() and path.stat().st_mtime_ns >= began for path in watched):
+                break
+            status = wait(pid, 0.01)
+        return status
 
     def round(self, number: int, until: float) -> None:
         """Every job once: a fresh workdir, its kills, the run to the end, the comparison."""
