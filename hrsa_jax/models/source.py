@@ -117,9 +117,11 @@ def _from_hub(name: str, revision: str | None, source: str) -> ResolvedSource:
             f"{name}{f'@{revision}' if revision else ''} is not in the local hub cache and {why}: "
             f"download it where there is a network, or give a folder, a .gguf file or package:NAME"
         ) from None
-    except OSError as error:
+    except Exception as error:  # a proxy's page in place of the hub's answer raises anything
+        why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        why = " ".join(why.split())[:300]
         raise InputError(
-            f"{name} could not be fetched from the hub ({error}): try again, or give a local folder"
+            f"{name} could not be fetched from the hub ({why}): try again, or give a local folder"
         ) from None
     resolved = _from_path(folder, source)
     return ResolvedSource(resolved.kind, resolved.path, source, revision=folder.name)
