@@ -274,8 +274,8 @@ def read_texts(config: CompareConfig) -> LabelledTexts:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number} is not valid JSON ({error.msg}): correct or delete the line") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number} is not valid JSON ({error}): correct or delete the line") from error
         for column, name in zip(columns, (config.text_field, *fields), strict=True):
             if name is None:
                 continue

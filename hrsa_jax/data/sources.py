@@ -268,6 +268,8 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: the line {cut} ({error.msg} at column {error.colno}); repair it.") from error
     except RecursionError as error:
         raise InputError(f"{where}: the JSON is nested too deeply; expected one flat object a line.") from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise InputError(f"{where}: the line holds a number that is too long; repair it.") from error
     if not isinstance(row, dict):
         raise InputError(f"{where}: found a JSON {type(row).__name__}; expected an object with 'query' and 'pos'.")
     return row
@@ -300,7 +302,11 @@ def _ids(row: Mapping[str, Any], where: str, field: str, count: int) -> tuple[st
 
 
 def _scores(row: Mapping[str, Any], where: str, field: str, count: int) -> tuple[float, ...]:
-    values = tuple(map(float, _one_each(row, where, field, count, (int, float))))
+    given = _one_each(row, where, field, count, (int, float))
+    try:
+        values = tuple(map(float, given))
+    except OverflowError:
+        values = (math.inf,)
     if not all(map(math.isfinite, values)):
         raise InputError(f"{where}: '{field}' holds {values}; every score must be a finite number.")
     return values

@@ -100,9 +100,9 @@ def read_published(path: str | Path) -> dict[str, dict[str, float]]:
         table: dict[str, dict[str, float]] = {}
         for model, task, value in rows:
             table.setdefault(model, {})[task] = float(value)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"published scores {str(path)!r} cannot be read ({error}): check the path") from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         raise InputError(
             f"published scores {str(path)!r} are not in a known form ({error}): give {{model: {{task: score}}}} as "
             "JSON, or a CSV file with a column 'model' and a column per task"

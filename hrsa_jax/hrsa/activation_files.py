@@ -49,16 +49,19 @@ def load_states(path: str | Path) -> TokenStates:
     Raises InputError naming the file.
     """
     file = Path(path)
-    if not file.exists():
+    if not os.path.isfile(file):
         raise InputError(f"{file} does not exist; give a .npy or .safetensors file of activations.")
     try:
         if file.suffix == ".npy":
-            tensors = {"states": np.load(file, allow_pickle=False)}
+            # Through a map: a header that promises more than the file holds is refused before anything is allocated.
+            tensors = {"states": np.load(file, mmap_mode="r", allow_pickle=False)}
         else:
             from safetensors.numpy import load_file
 
             tensors = load_file(file)
-        states = np.asarray(tensors["states"], np.float32)
+        if not np.can_cast(tensors["states"].dtype, np.float32, "same_kind") or not tensors["states"].size:
+            raise InputError(f"{file} holds no numbers; save activations (layers, rows, width) as float32.")
+        states = np.array(tensors["states"], np.float32)
         states = states[None] if states.ndim == 2 else states
         groups = tensors.get("groups", np.arange(states.shape[1] if states.ndim == 3 else 0))
         optional = [tensors.get(name) for name in ("token_ids", "positions")]

@@ -5,12 +5,16 @@ Both spellings are read: transformers 5 (`rope_parameters`, `layer_types`, `dtyp
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hrsa_jax.models.families import FAMILIES, Family, FieldError
 from hrsa_jax.runtime.errors import InputError
+
+_LARGEST = 1 << 53  # of any whole number in a config: exact in JSON's and numpy's floats
+_MOST_LAYERS = 10_000
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -172,6 +176,9 @@ class _Fields(dict[str, Any]):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise FieldError(f"{name} is {value!r}; it must be an integer >= {minimum}")
+        if value > _LARGEST:
+            raise FieldError(f"{name} is {value}, larger than in any model: fetch the file again")
+        self[name] = value
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -179,7 +186,7 @@ class _Fields(dict[str, Any]):
         value = default if value is None else value
         if value is None:
             raise FieldError(f"{name} is missing; it must be a positive number")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise FieldError(f"{name} is {value!r}; it must be a positive number")
         return float(value)
 
@@ -246,6 +253,8 @@ def _read(fields: _Fields) -> ModelConfig:
         ):
             fields[name] = value
     layers, heads = fields.integer("num_hidden_layers"), fields.integer("num_attention_heads")
+    if layers > _MOST_LAYERS:
+        raise FieldError(f"num_hidden_layers is {layers}, which no model has: fetch the file again")
     hidden = fields.integer("hidden_size")
     kv_heads = fields.integer("num_key_value_heads") if fields.get("num_key_value_heads") is not None else heads
     if heads % kv_heads:
@@ -260,6 +269,13 @@ def _read(fields: _Fields) -> ModelConfig:
     if fields.get("sliding_window") is not None:
         fields.integer("sliding_window")
     qkv_bias, output_bias, mlp_bias = family.biases(fields)
+    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        fields.flag(name, False)
+    if fields.get("max_window_layers") is not None:
+        fields.integer("max_window_layers", 0)
+    types = fields.get("layer_types")
+    if types is not None and not (isinstance(types, list) and all(isinstance(kind, str) for kind in types)):
+        raise FieldError(f"layer_types is {types!r}; it must be a list of names")
     eos = fields.get("eos_token_id")
     return ModelConfig(
         family=family.model_type,
@@ -280,7 +296,7 @@ def _read(fields: _Fields) -> ModelConfig:
         windows=family.windows(fields),
         max_position_embeddings=fields.integer("max_position_embeddings"),
         bos_token_id=fields.token("bos_token_id"),
-        eos_token_ids=tuple(eos)
+        eos_token_ids=tuple(_Fields(eos_token_id=one).integer("eos_token_id", 0) for one in eos)
         if isinstance(eos, list)
         else ()
         if eos is None

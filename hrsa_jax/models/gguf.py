@@ -18,6 +18,8 @@ from hrsa_jax.runtime.errors import InputError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_DEEPEST = 8  # arrays of arrays; files hold plain ones
+_MOST_AXES = 4  # ggml's limit
 _F32, _Q4_0, _Q4_1, _Q8_0 = 0, 2, 3, 8  # ggml type numbers
 _BLOCKS = {_Q4_0: 18, _Q4_1: 20, _Q8_0: 34}  # bytes of a block of 32 numbers, for the types decoded here
 
@@ -90,17 +92,19 @@ class _Cursor:
         self.at += length
         return raw.decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.string()
         if kind in _SCALARS:
             return self.take(_SCALARS[kind])[0]
-        if kind != _ARRAY:
+        if kind != _ARRAY or depth > _DEEPEST:
             raise InputError(f"{self.path}: metadata of type {kind} at byte {self.at} is not GGUF, the file is damaged")
         item, count = self.take("IQ")
+        if count > len(self.data) - self.at:  # an item has a byte at least
+            raise InputError(f"{self.path} is truncated: it announces {count} items at byte {self.at}")
         if item in _SCALARS:
             return list(self.take(f"{count}{_SCALARS[item]}"))
-        return [self.value(item) for _ in range(count)]
+        return [self.value(item, depth + 1) for _ in range(count)]
 
 
 class GGUFFile:
@@ -139,9 +143,13 @@ class GGUFFile:
         for _ in range(count):
             name = cursor.string()
             (dims,) = cursor.take("I")
+            if dims > _MOST_AXES:
+                raise InputError(f"{self.path}: {name} has {dims} axes and ggml knows {_MOST_AXES}, it is damaged")
             shape = tuple(reversed(cursor.take(f"{dims}Q")))  # ggml writes the fastest axis first
             raw.append((name, shape, *cursor.take("IQ")))
-        alignment = int(self.metadata.get("general.alignment", 32)) or 32
+        alignment = self.metadata.get("general.alignment", 32) or 32
+        if not isinstance(alignment, int) or alignment < 0:
+            raise InputError(f"{self.path}: general.alignment is {alignment!r} and must be a positive whole number")
         start = -(-cursor.at // alignment) * alignment
         self.header_bytes = self._data[: cursor.at]
         entries = {}
@@ -189,7 +197,8 @@ class GGUFFile:
 
     def pooling(self) -> str | None:
         """The pooling an embedding model's file states, if any."""
-        return _POOLING.get(self.metadata.get(f"{self.metadata.get('general.architecture')}.pooling_type", 0))
+        kind = self.metadata.get(f"{self.metadata.get('general.architecture')}.pooling_type", 0)
+        return _POOLING.get(kind) if isinstance(kind, int) else None
 
 
 def _dequantize(raw: np.ndarray, kind: int) -> np.ndarray:
@@ -228,7 +237,7 @@ def config_fields(file: GGUFFile) -> dict[str, Any]:
     """
     metadata = file.metadata
     architecture = metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise InputError(
             f"{file.path}: general.architecture is {architecture!r}; supported are {', '.join(_ARCHITECTURES)}"
         )
@@ -249,6 +258,8 @@ def config_fields(file: GGUFFile) -> dict[str, Any]:
     if rotary is not None:
         fields.setdefault("head_dim", rotary)
         if rotary != fields["head_dim"]:
+            if not all(isinstance(n, int) and n > 0 for n in (rotary, fields["head_dim"])):
+                raise InputError(f"{file.path}: rope.dimension_count or attention.key_length is no positive number")
             fields["partial_rotary_factor"] = rotary / fields["head_dim"]
     if own.get("attention.value_length", fields.get("head_dim")) != fields.get("head_dim"):
         raise InputError(f"{file.path}: {architecture}.attention.value_length differs from key_length")
@@ -283,7 +294,14 @@ def _llama3_scaling(file: GGUFFile, fields: Mapping[str, Any]) -> dict[str, Any]
 
     divisors = file.read("rope_freqs.weight")
     head_dim, theta = fields.get("head_dim"), fields.get("rope_theta")
-    if isinstance(head_dim, int) and isinstance(theta, float) and divisors.shape == (head_dim // 2,):
+    sound = divisors.size > 0 and bool(np.isfinite(divisors).all() and (divisors >= 1).all())
+    if (
+        sound
+        and isinstance(head_dim, int)
+        and isinstance(theta, float)
+        and 1 < theta < math.inf
+        and divisors.shape == (head_dim // 2,)
+    ):
         rope = RopeConfig("llama3", theta, round(float(divisors.max()), 3), original_max_position_embeddings=8192)
         plain, _ = inverse_frequencies(RopeConfig(theta=theta), head_dim)
         banded, _ = inverse_frequencies(rope, head_dim)

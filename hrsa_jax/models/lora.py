@@ -284,8 +284,10 @@ def _read_config(path: Path) -> tuple[LoRAConfig, float]:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: give a folder written by save_adapter or by PEFT") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): save the adapter again") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} does not hold a JSON object: save the adapter again")
     if raw.get("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type is {raw.get('peft_type')!r}: only LORA adapters are read")
     for name in _CHANGES_THE_NUMBERS:
@@ -294,8 +296,16 @@ def _read_config(path: Path) -> tuple[LoRAConfig, float]:
     targets = raw.get("target_modules")
     if targets == "all-linear":
         targets = list(TARGETS)
-    if not isinstance(targets, list) or not isinstance(raw.get("r"), int):
+    rank, alpha = raw.get("r"), raw.get("lora_alpha", raw.get("r"))
+    if (
+        not isinstance(targets, list)
+        or not all(isinstance(name, str) for name in targets)
+        or not isinstance(rank, int)
+        or rank < 1
+    ):
         raise InputError(f"{path}: r and target_modules (a list of layer names) are needed: save the adapter again")
-    config = LoRAConfig(raw["r"], float(raw.get("lora_alpha", raw["r"])), tuple(targets))
+    if not isinstance(alpha, int | float) or not 0 < alpha < 1 << 53 or rank >= 1 << 53:
+        raise InputError(f"{path}: r or lora_alpha is no number that a training could use: save the adapter again")
+    config = LoRAConfig(rank, float(alpha), tuple(targets))
     divisor = math.sqrt(config.rank) if raw.get("use_rslora") else config.rank
     return config, config.alpha / divisor

@@ -60,7 +60,10 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
             f"{modules_path} lists {', '.join(kinds)}; supported is a Transformer in the folder itself, "
             f"one Pooling, and Normalize"
         )
-    pooling_path = folder / str(modules[kinds.index("Pooling")].get("path", "")) / "config.json"
+    place = modules[kinds.index("Pooling")].get("path", "")
+    if not isinstance(place, str) or place in (".", "..") or any(c in place for c in "/\\\0"):
+        raise InputError(f"{modules_path}: the path {place!r} is not the name of a folder beside it: correct the file")
+    pooling_path = folder / place / "config.json"
     pooling = read_json(pooling_path)
     extra = _optional(folder / "config_sentence_transformers.json")
     prompts = extra.get("prompts") or {}
@@ -100,4 +103,4 @@ def _max_length(folder: Path) -> int | None:
     if length is None:
         length = _optional(folder / "tokenizer_config.json").get("model_max_length")
     # transformers writes 1e30 for "no limit"
-    return int(length) if isinstance(length, int | float) and 0 < length < 1e9 else None
+    return int(length) if isinstance(length, int | float) and 1 <= length < 1e9 else None

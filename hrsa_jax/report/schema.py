@@ -52,7 +52,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read as text ({error}): give the results.json of a study.") from None
     try:
         results = json.loads(text, parse_constant=lambda _: None)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file} is not valid JSON ({error}): it may be cut off, so run the study's command again to rewrite it."
         ) from None

@@ -211,7 +211,7 @@ class RunLog:
                 writer.add_scalar(key, value, step)
 
     def history(self, stage: str) -> list[dict[str, Any]]:
-        """The rows of one stage in order; a row cut by a crash is left out."""
+        """The rows of one stage in order; a row cut by a crash or otherwise damaged is left out."""
         return processes.agreed([row for row in self._rows() if row["stage"] == stage])
 
     def rewind(self, stage: str, step: int) -> None:
@@ -235,9 +235,11 @@ class RunLog:
         rows = []
         for text in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(text))
-            except json.JSONDecodeError:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(row, dict) and "stage" in row and isinstance(row.get("step"), int | float):
+                rows.append(row)
         return rows
 
     def _writer(self, stage: str) -> Any:
