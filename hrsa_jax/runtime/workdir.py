@@ -1,10 +1,9 @@
 """The folder of one run: lock, manifest, and stages that are done once.
 
     <workdir>/manifest.json          config, versions, and what each stage read and gave
-              metrics.jsonl, tensorboard/
               stages/<stage>/inputs.json    written first: fingerprint of everything the stage depends on
                              done.json      written last, atomically: the stage's result, seconds, peak memory
-              results.json, report.html
+              metrics.jsonl, tensorboard/, results.json, report.html
 
 A stage whose marker carries the fingerprint of its present inputs is not run again. A stage that was cut off keeps its
 files (checkpoints, finished tasks) as long as its inputs are the same, and starts clean otherwise. A stage that another
@@ -61,7 +60,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: check the path or run the stage that writes it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): restore it, or delete it and run again") from error
 
 
@@ -219,7 +218,7 @@ class Workdir:
             raise InputError(
                 f"workdir {self.path} is not seen by process {processes.index()}: give a folder that all hosts share"
             )
-        self.manifest = read_json(self._manifest_path)
+        self.manifest = _read_manifest(self._manifest_path)
 
     def _open(self, config: dict[str, Any], seconds_to_wait: float) -> None:
         try:
@@ -234,7 +233,7 @@ class Workdir:
         config = json.loads(json.dumps(config, default=str))
         # A run that never began a stage (a misspelt model, say) binds nobody to its config.
         if self._manifest_path.exists() and (self.path / "stages").exists():
-            self.manifest = read_json(self._manifest_path)
+            self.manifest = _read_manifest(self._manifest_path)
             self._refuse_other_config(config)
         else:
             self.manifest = {
@@ -311,6 +310,13 @@ class Workdir:
             )
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("stages"), dict):
+        raise InputError(f"{path} is damaged (it is no manifest of stages): restore it, or give a new --workdir")
+    return manifest
+
+
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         rows = []
@@ -342,10 +348,10 @@ def _checked_donor(donor: Path, own: Path) -> Path:
         raise InputError(f"workdir {own} cannot take stages from itself: leave it out")
     if not (donor / "manifest.json").exists():
         raise InputError(f"{donor} is no workdir to take stages from (it has no manifest.json): check the path")
-    changes = _differences(read_json(donor / "manifest.json").get("versions", {}), versions())
+    changes = _differences(_read_manifest(donor / "manifest.json").get("versions", {}), versions())
     if changes:
         raise InputError(
-            f"{donor} was made by other versions ({'; '.join(changes[:3])}): leave it out, or install those"
+            f"{donor} was made by other versions ({'; '.join(changes[:3])}): install those, or leave it out"
         )
     return donor
 
@@ -360,7 +366,7 @@ def _link_or_copy(source: str, target: str) -> None:
 def _try_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
