@@ -18,12 +18,13 @@ from tiny import write_model
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
-# Blocks that are not executed here, by page and first words: other hardware, and a job file of SLURM.
+# Blocks that are not executed here, by page and first words: other hardware, a job file of SLURM, Jupyter.
 NOT_EXECUTED = {
     ("BUILD.md", ".venv/bin/pip install"),
     ("BUILD.md", "gcloud compute tpus"),
     ("BUILD.md", "#SBATCH --nodes=2"),
     ("docs/how_to_gpu.md", ".venv/bin/pip install"),
+    ("docs/how_to_notebook.md", ".venv/bin/pip install jupyterlab"),
     ("docs/how_to_tpu.md", "gcloud compute tpus"),
     ("docs/how_to_tpu.md", 'run "cd hrsa_jax'),
 }

@@ -45,6 +45,7 @@ def test_compare_two_models(tmp_path, monkeypatch, capsys):
     assert len(picture) > 10_000
 
 
+@pytest.mark.slow
 def test_convert_and_search(tmp_path, monkeypatch, capsys):
     model = write_model(tmp_path / "model")
     for name, value in {"MODEL": model, "STEPS": 3, "FOLDER": tmp_path / "search"}.items():
