@@ -111,7 +111,8 @@ class Campaign:
     def __init__(self, folder: Path, seed: int, names: list[str] | None):
         self.folder, self.seed = folder, seed
         self.log = folder / "campaign.jsonl"
-        self.jobs = {name: job for name, job in jobs(folder).items() if not names or name in names}
+        every = jobs(folder)
+        self.jobs = {name: every[name] for name in names or every}
         self.seconds: dict[str, float] = {}
         self.references: dict[str, dict[str, str]] = {}
         self.failures = 0
@@ -167,9 +168,7 @@ class Campaign:
 
     def kill(self, job: Job, workdir: Path, number: int, random: np.random.Generator) -> bool:
         """One process, killed at a random moment of the job's length; False when it ended before."""
-        share = (
-            2.0 if job.name == "saving" else 1.5
-        ) / job.kills  # the more kills, the earlier each: else the job ends before the last of them
+        share = 0.7 if job.kills < 10 else 3.0 / job.kills  # many kills: each early, or the job ends before the last
         moment = float(random.uniform(0.0, self.seconds[job.name] * share))
         before = held(workdir)
         pid = start(lambda: job.program(workdir), workdir.with_suffix(".log"))
@@ -260,11 +259,11 @@ def summary(log: Path) -> str:
     total = [0, 0, 0, 0]
     for name in dict.fromkeys(row["job"] for row in rows):
         mine = [row for row in rows if row["job"] == name]
-        kills = [row for row in mine if row["event"] == "kill"]
+        kills = [row for row in mine if row["event"] == "kill" and row["where"] != "before the workdir"]
         compared = [row for row in mine if row["event"] == "compared" and row["kills"]]
         inside = sum("inside a save" in row["where"] for row in kills)
         equal = sum(row["equal"] and row["kept"] and row["status"] == 0 for row in compared)
-        seconds = next((f"{row['seconds']:.0f} s" for row in mine if row["event"] == "reference"), "")
+        seconds = next((f"{row['seconds']:.0f} s" for row in reversed(mine) if row["event"] == "reference"), "")
         counts = [len(kills), inside, len(compared), equal]
         total = [a + b for a, b in zip(total, counts, strict=True)]
         lines.append(f"| {name} | {' | '.join(map(str, counts))} | {seconds} |")
@@ -286,7 +285,10 @@ def main() -> int:
         return 0
     until = time.monotonic() + asked.seconds
     prepare(folder)
-    campaign = Campaign(folder, asked.seed, [name for name in asked.jobs.split(",") if name])
+    try:
+        campaign = Campaign(folder, asked.seed, [name for name in asked.jobs.split(",") if name])
+    except KeyError as error:
+        parser.error(f"there is no job {error}")
     number = len(campaign.rows())  # another draw than an earlier campaign in this folder
     while time.monotonic() < until:
         campaign.round(number, until)
