@@ -350,9 +350,7 @@ def _checked_donor(donor: Path, own: Path) -> Path:
         raise InputError(f"{donor} is no workdir to take stages from (it has no manifest.json): check the path")
     changes = _differences(_read_manifest(donor / "manifest.json").get("versions", {}), versions())
     if changes:
-        raise InputError(
-            f"{donor} was made by other versions ({'; '.join(changes[:3])}): install those, or leave it out"
-        )
+        raise InputError(f"{donor} was made by other versions ({'; '.join(changes[:3])}): leave it out")
     return donor
 
 
