@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study offline test test-slow lint format bench soak report replication docs clean
+.PHONY: study offline test test-slow lint format bench soak fuzz audit report replication docs clean
 
 study: .venv/.installed .offline/.installed  ## the quickstart study, its verdict and its report
 	HF_HUB_OFFLINE=1 $(BIN)/python launch.py --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -43,6 +43,18 @@ replication: .venv/.installed .offline/.installed  ## three variants of one base
 	$(BIN)/python launch.py --config=configs/claims.py --workdir=$(REPLICATION)/claims \
 	  --config.studies="('$(REPLICATION)/sft','$(REPLICATION)/rlvr','$(REPLICATION)/sft_full')"
 
+HRSA_FUZZ ?= 10000
+fuzz: .venv/.test-installed .offline/.installed  ## HRSA_FUZZ broken documents for every reader of files and settings
+	HF_HUB_OFFLINE=1 HRSA_FUZZ=$(HRSA_FUZZ) $(BIN)/python -m pytest -m slow tests/fuzz
+
+audit: .audit/.installed  ## known vulnerabilities of the pinned packages; a package that cannot be looked up is a failure
+	.audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+.audit/.installed:  # apart from .venv, whose versions it must not touch
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install -q pip-audit==2.10.1
+	@touch $@
+
 report: .venv/.installed  ## report.html anew from the results.json of WORKDIR
 	$(BIN)/python launch.py --config=configs/report.py --workdir=$(WORKDIR)
 
@@ -70,4 +82,4 @@ docs: .venv/.docs-installed  ## docs/ as pages in site/, the reference from the 
 	@touch $@
 
 clean:
-	rm -rf .venv .offline runs
+	rm -rf .venv .offline .audit runs

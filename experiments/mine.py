@@ -206,4 +206,4 @@ def _embed(texts: Sequence[str], encoder: Encoder, path: Path, block: int, log: 
             vectors_Pd[start : start + len(part)] = encoder.encode(part)
             progress.update(len(part))
     vectors_Pd.flush()
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
