@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from hrsa_jax.report import reading
+from hrsa_jax.report import controls, reading
 from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIRS, REALIGNED
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
 
@@ -60,9 +60,13 @@ def pair_curves(results: Mapping[str, Any], measure: str) -> str | None:
         ceiling = reading.pair_curve(results, CEILING, measure)
         if ceiling is not None:
             _draw(axes, ceiling, INK, (0, (1.2, 1.3)), band=False)
+        floor = controls.floor_curve(results, measure)
+        if floor is not None:
+            _draw(axes, floor, MUTED, (0, (6, 1.3, 1.2, 1.3)), band=False)
         name = "random rotation (Haar)" if measure == "inverse_row_entropy" else "chance"
         _chance(axes, list(curves.values()), name)
-        _finish(axes, [*curves.values(), *([ceiling] if ceiling else [])], MEASURES[measure].short)
+        others = [found for found in (ceiling, floor) if found is not None]
+        _finish(axes, [*curves.values(), *others], MEASURES[measure].short)
         return to_svg(figure, f"curve-{measure}")
 
 

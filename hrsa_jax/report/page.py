@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from hrsa_jax.report import figures, hrsa_figures, reading, schema, tables, verdict
+from hrsa_jax.report import control_figures, controls, figures, hrsa_figures, reading, schema, tables, verdict
 from hrsa_jax.report.measures import CEILING, MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
 from hrsa_jax.report.svg import COLOURS, css_name
 from hrsa_jax.runtime import processes
@@ -59,10 +59,19 @@ def write(results_path: str | Path, html_path: str | Path) -> Path:
     page = Path(html_path)
     if processes.index() != 0:  # of several, process 0 writes
         return page
-    text = render(schema.read(results_path))
+    results = schema.read(results_path)
+    try:
+        text = render(results)
+    except InputError:
+        raise
+    except Exception as error:  # the schema knows what studies write, not everything a stranger's file may hold
+        raise InputError(
+            f"{results_path} has a part that the page cannot show ({type(error).__name__}: {error}): "
+            "rebuild the file by running the study again"
+        ) from error
     page.parent.mkdir(parents=True, exist_ok=True)
     partial = page.with_name(page.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(text.encode("utf-8", "replace"))  # JSON can hold halves of characters
     partial.replace(page)
     return page
 
@@ -82,6 +91,13 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "levels": _levels(results),
         "realignment": tables.realignment(results),
         "slopes": _slope_panels(results),
+        "trajectories": _trajectory_panels(results),
+        "index": controls.realignment_rows(results),
+        "controls": controls.rows(results),
+        "controls_forest": _controls_panel(results),
+        "planted": controls.planted(results),
+        "floor_names": list(controls.floor_runs(results)),
+        "floor_table": controls.floor_table(results),
         "gaps": _gap_panels(results),
         "reasoning": tables.reasoning(results),
         "ceiling": verdict.has_pair(results, CEILING),
@@ -267,6 +283,29 @@ def _slope_panels(results: Mapping[str, Any]) -> list[Panel]:
         panels.append(_panel(f"From backbones to embedding models, {where}", caption,
                              hrsa_figures.slope(results, layer), ""))  # fmt: skip
     return panels
+
+
+def _trajectory_panels(results: Mapping[str, Any]) -> list[Panel]:
+    panels = []
+    for measure in (results.get("trajectory") or {}).get("measures") or {}:
+        known = MEASURES.get(measure)
+        svg = control_figures.trajectory(results, measure)
+        if known is not None and svg is not None:
+            panels.append(
+                _panel(known.label[0].upper() + known.label[1:], known.reading.split("; the")[0] + ".", svg, "")
+            )
+    return panels
+
+
+def _controls_panel(results: Mapping[str, Any]) -> Panel:
+    return _panel(
+        "Equal models, a worse model, and this study's difference",
+        "Top: this study. Blue: base-Emb of one seed minus another, equal by design. Grey: a sibling known to be "
+        "worse. Bars: 90% intervals. Shaded: the margin. Equal models should stay inside the shade and the worse one "
+        "outside.",
+        control_figures.controls_forest(results),
+        "Neither A/A runs nor a positive control were run, so nothing shows what this study could have seen.",
+    )
 
 
 def _gap_panels(results: Mapping[str, Any]) -> list[Panel]:

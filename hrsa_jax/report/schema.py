@@ -20,6 +20,10 @@ SECTIONS: dict[str, Any] = {
     "null_effect": dict,
     "hrsa": dict,
     "realignment": dict,
+    "realignment_index": dict,
+    "noise_floor": dict,
+    "trajectory": dict,
+    "planted": list,
     "timings": dict,
     "provenance": dict,
     "warnings": list,
@@ -95,8 +99,14 @@ def validate(results: Any, where: str = "results") -> dict[str, Any]:
         _check_columns(trace, ("step", "loss"), f"training.{model}", where)
     for pair, measures in (results.get("hrsa") or {}).items():
         _check_pair(pair, measures, where)
-    for measure, curve in (results.get("realignment") or {}).items():
-        _check_curve(curve, f"realignment.{measure}", where)
+    for section in ("realignment", "realignment_index"):
+        for measure, curve in (results.get(section) or {}).items():
+            _check_curve(curve, f"{section}.{measure}", where)
+    _check_floor(results.get("noise_floor") or {}, where)
+    _check_trajectory(results.get("trajectory") or {}, where)
+    for index, check in enumerate(results.get("planted") or []):
+        if not isinstance(check, Mapping) or not isinstance(check.get("found"), Mapping | None):
+            raise _broken(where, f"planted[{index}]", f"is {_kind(check)}", "an object with what was found")
     return results  # type: ignore[return-value]
 
 
@@ -155,6 +165,33 @@ def _check_null_effect(null_effect: Mapping[str, Any], where: str) -> None:
     for name in ("estimate", "margin"):
         _check_number(null_effect.get(name), f"null_effect.{name}", where)
     _check_interval(null_effect.get("interval90"), "null_effect.interval90", where)
+    _check_number(null_effect.get("sign_flip_p"), "null_effect.sign_flip_p", where)
+    for name in ("positive_control", "aa", "power"):
+        if null_effect.get(name) is not None and not isinstance(null_effect[name], Mapping):
+            raise _broken(where, f"null_effect.{name}", f"is {_kind(null_effect[name])}", "an object or null")
+    _check_number((null_effect.get("power") or {}).get("power"), "null_effect.power.power", where)
+    effects = {"positive_control": null_effect.get("positive_control") or {}}
+    effects |= {f"aa.pairs[{i}]": pair for i, pair in enumerate((null_effect.get("aa") or {}).get("pairs") or [])}
+    for name, effect in effects.items():
+        if not isinstance(effect, Mapping):
+            raise _broken(where, f"null_effect.{name}", f"is {_kind(effect)}", "an object")
+        _check_number(effect.get("estimate"), f"null_effect.{name}.estimate", where)
+        _check_interval(effect.get("interval90"), f"null_effect.{name}.interval90", where)
+
+
+def _check_floor(floor: Mapping[str, Any], where: str) -> None:
+    if not isinstance(floor.get("runs") or {}, Mapping):
+        raise _broken(where, "noise_floor.runs", f"is {_kind(floor['runs'])}", "an object")
+    for name, run in (floor.get("runs") or {}).items():
+        _check_pair(name, run, where, "noise_floor.runs")
+
+
+def _check_trajectory(found: Mapping[str, Any], where: str) -> None:
+    for measure, entry in (found.get("measures") or {}).items():
+        part = f"trajectory.measures.{measure}"
+        if not isinstance(entry, Mapping):
+            raise _broken(where, part, f"is {_kind(entry)}", "an object")
+        _check_curve({**entry, "layers": found.get("steps")}, part, where)
 
 
 def _check_reasoning(reasoning: Mapping[str, Any], where: str) -> None:
@@ -204,11 +241,11 @@ def _check_curve(curve: Any, part: str, where: str) -> None:
         _check_interval(interval, f"{part}.interval95", where)
 
 
-def _check_pair(pair: str, measures: Any, where: str) -> None:
+def _check_pair(pair: str, measures: Any, where: str, section: str = "hrsa") -> None:
     if not isinstance(measures, Mapping):
-        raise _broken(where, f"hrsa.{pair}", f"is {_kind(measures)}", "an object of measures")
+        raise _broken(where, f"{section}.{pair}", f"is {_kind(measures)}", "an object of measures")
     for name, value in measures.items():
-        part = f"hrsa.{pair}.{name}"
+        part = f"{section}.{pair}.{name}"
         if name in PAIR_EXTRAS or value is None:
             continue
         if isinstance(value, Mapping) and "layers_a" in value:

@@ -143,7 +143,7 @@ def _benchmark_row(row: StudyRow) -> tuple[tables.Cell, ...]:
         return tables.Cell("—") if math.isnan(value) else tables.Cell(f"{100 * value:.1f}", 100 * value)
 
     def p(value: float, raw: float) -> tables.Cell:
-        return tables.Cell(p_text(value), None if math.isnan(value) else value, note=f"{p_text(raw)} uncorrected")
+        return tables.Cell(p_text(value), None if math.isnan(value) else value, note=f"raw\u00a0{p_text(raw)}")
 
     word = row.corrected.split(" (")[0].split(";")[0]
     caveats = [text for text, yes in (("sensitivity not shown", row.corrected.endswith(UNSHOWN)),) if yes]
@@ -153,7 +153,7 @@ def _benchmark_row(row: StudyRow) -> tuple[tables.Cell, ...]:
         tables.Cell(row.name, note=", ".join(row.flags)),
         score(row.base_Emb),
         score(row.reasoning_Emb),
-        tables.Cell(points(row.estimate), row.estimate, note=f"[{points(row.low)}, {points(row.high)}]"),
+        tables.Cell(points(row.estimate), row.estimate, note=f"[{points(row.low)},\u00a0{points(row.high)}]"),
         tables.Cell(f"{row.tasks} x {len(row.seeds)}", row.tasks * len(row.seeds), note=f"+/-{row.margin:g}"),
         p(row.p_holm, row.p),
         p(row.equivalence_p_holm, row.equivalence_p),
@@ -196,7 +196,8 @@ def _dumbbell_panel(studies: Studies, measure: str) -> Panel:
     own = measure == "probe_transfer"
     text = " Tick: the reasoning model's own probe." if own else " Tick: two seeds of base-Emb (seed ceiling)."
     known = MEASURES[measure]
-    caption = f"{where} {known.reading[0].upper()}{known.reading[1:]}.{text}"
+    meaning = known.reading.split("; the dotted")[0]  # chance is not drawn here
+    caption = f"{where} {meaning[0].upper()}{meaning[1:]}.{text}"
     ticks = {
         summary.study: summary.embeddings if own else summary.ceiling
         for summary in studies.summaries
@@ -236,7 +237,7 @@ def _similarity_table(studies: Studies) -> tables.Table | None:
             values = [at.get((row.name, measure)) for measure in measures]
             if all(value is None for value in values):
                 continue
-            cells = ["—" if value is None else estimate_text(*getattr(value, side)) for value in values]
+            cells = ["—" if value is None else estimate_text(*getattr(value, side), digits=2) for value in values]
             body.append((tables.Cell(row.name, note=what), *(tables.Cell(cell) for cell in cells)))
     columns = (tables.Column("study"), *(tables.Column(MEASURES[measure].short) for measure in measures))
     return tables.Table(columns, tuple(body)) if body else None

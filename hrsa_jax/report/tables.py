@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hrsa_jax.report import reading
+from hrsa_jax.report import controls, reading
 from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
 from hrsa_jax.report.verdict import effect, estimate_text, gap_counts, points, variant_failed
 
@@ -207,13 +207,12 @@ def left_out(results: Mapping[str, Any]) -> list[str]:
     """What a careful study would hold and this one does not."""
     out = []
     null_effect, hrsa = results.get("null_effect") or {}, results.get("hrsa") or {}
-    names = {str(name) for parts in hrsa.values() for name in parts}
     found = reading.differences(results)
     if found is None or len(found.seeds) < 3:
         out.append("At least three seeds: with fewer, noise between training runs is unknown or barely known.")
     if not null_effect.get("positive_control"):
         out.append("A positive control (a sibling known to be worse): not run, so sensitivity is not shown.")
-    if not null_effect.get("a_a"):
+    if not null_effect.get("aa"):
         out.append(
             "A/A runs (base against base with other seeds): not run, so the margin is not checked against noise."
         )
@@ -221,8 +220,12 @@ def left_out(results: Mapping[str, Any]) -> list[str]:
         out.append(
             "The seed ceiling (two embedding models of one backbone): not run, so no realignment index is given."
         )
-    if not any("floor" in name for name in names):
+    if not controls.floor_runs(results):
         out.append("The noise floor (a model against itself under other numerics): not run.")
+    if not results.get("planted"):
+        out.append("Planted truths (pairs whose answer is known, through the same code): not run.")
+    if not results.get("trajectory"):
+        out.append("Similarity along the conversion (snapshots): not recorded.")
     for pair in (BACKBONES, EMBEDDINGS):
         if pair not in hrsa:
             out.append(f"HRSA of the {PAIR_LABELS[pair]}: not in results.json.")

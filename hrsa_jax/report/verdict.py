@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hrsa_jax.report import reading
+from hrsa_jax.report import controls, reading
 from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, REALIGNED
 
 _INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
@@ -107,9 +107,11 @@ def verdict_word(results: Mapping[str, Any]) -> tuple[str, list[str]]:
     else:
         rule = "inconclusive"
     if stored.split(" ")[0].rstrip(";") == rule.split(" ")[0]:
-        return stored, []
+        if UNSHOWN in stored or controls.shows(results):
+            return stored, []
+        return stored + UNSHOWN, [f'To the stored verdict "{stored}" is added what its controls do not show.']
     doubt = f'The stored verdict "{stored}" does not follow from its interval, which says "{rule}".'
-    return rule + UNSHOWN, [doubt] if stored else []
+    return rule + ("" if controls.shows(results) else UNSHOWN), [doubt] if stored else []
 
 
 def variant_failed(results: Mapping[str, Any]) -> bool:
@@ -303,10 +305,7 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
             f"At the spread seen here about {needed} tasks would bring the interval down to the width of the margin, "
             "if the true difference is 0."
         )
-    if UNSHOWN.strip("; ") in word or not (results.get("null_effect") or {}).get("positive_control"):
-        text.append(
-            "No positive control is on record, so it is not shown that this study could have seen a difference."
-        )
+    text += controls.sentences(results)
     text.append("Intervals of the layer measures are over texts (95%); those of the benchmark are over tasks (90%).")
     return " ".join(text)
 

@@ -19,7 +19,10 @@ TASKS = (
     ("Lee50STS", "STS", "cosine_spearman", 0.58),
     ("DjangoBitextMining", "BitextMining", "f1", 0.21),
 )
-CASES = ("quickstart", "no_advantage", "advantage", "disadvantage", "inconclusive_three_seeds", "broken_parts", "bare")
+CASES = (
+    *("quickstart", "no_advantage", "advantage", "disadvantage", "inconclusive_three_seeds", "broken_parts", "bare"),
+    *("controlled", "blind_control"),
+)
 
 
 def make_results(case: str = "quickstart", *, layers: int = LAYERS) -> dict[str, Any]:
@@ -27,12 +30,15 @@ def make_results(case: str = "quickstart", *, layers: int = LAYERS) -> dict[str,
 
     Args:
       case: one of CASES. quickstart: one seed, an interval that would be an advantage, a variant that failed;
+        controlled: no advantage, with every control; blind_control: the same with a control that shows nothing;
         broken_parts: NaN curves, refused measures, a failed task, no reasoning section; bare: benchmark only.
       layers: hidden states per model (L+1).
     """
     shift, spread, seeds = {
         "quickstart": (0.9, 0.6, 1),
         "no_advantage": (0.1, 0.25, 3),
+        "controlled": (0.1, 0.25, 3),
+        "blind_control": (0.1, 0.25, 3),
         "advantage": (2.5, 0.5, 3),
         "disadvantage": (-2.5, 0.5, 3),
         "inconclusive_three_seeds": (0.4, 2.5, 3),
@@ -45,12 +51,14 @@ def make_results(case: str = "quickstart", *, layers: int = LAYERS) -> dict[str,
     if case == "bare":
         return results
     results |= _context(seeds)
-    results["reasoning"] = _reasoning(rose=case in ("advantage", "no_advantage"))
+    results["reasoning"] = _reasoning(rose=case in ("advantage", "no_advantage", "controlled"))
     results["training"] = _training(rng, seeds)
     results["hrsa"] = {pair: _pair(rng, layers, embeddings="Emb" in pair) for pair in PAIRS}
     if seeds > 1:
         results["hrsa"]["base-Emb_vs_base-Emb_other_seed"] = _pair(rng, layers, embeddings=True)
     results["realignment"] = _realignment(results["hrsa"], rng)
+    if case in ("controlled", "blind_control"):
+        _add_controls(results, rng, beyond=case == "controlled")
     if case == "broken_parts":
         _break(results)
     return results
@@ -216,6 +224,50 @@ def _realignment(hrsa: dict[str, Any], rng: np.random.Generator) -> dict[str, An
         bounds = np.stack([gap - width, gap + width], axis=1).tolist()
         out[name] = {"layers": entry["layers"], "value": gap.tolist(), "interval95": bounds}
     return out
+
+
+def _add_controls(results: dict[str, Any], rng: np.random.Generator, *, beyond: bool) -> None:
+    """Every control that a study can hold; `beyond`: the positive control lies outside the margin."""
+    null, layers = results["null_effect"], list(range(len(results["hrsa"][PAIRS[0]]["cka"]["layers"])))
+    interval = [-4.9, -2.7] if beyond else [-1.9, 0.3]
+    null["positive_control"] = {
+        "name": "control-Emb",
+        "what": "base-Emb stopped after 6 of 30 steps",
+        "estimate": sum(interval) / 2,
+        "interval90": interval,
+        "shows": beyond,
+    }
+    pairs = [([0, 1], 0.12), ([0, 2], -0.21), ([1, 2], -0.33)]
+    null["aa"] = {
+        "what": "base-Emb minus base-Emb of another seed",
+        "pairs": [{"seeds": s, "estimate": d, "interval90": [d - 0.4, d + 0.4]} for s, d in pairs],
+        "holds": True,
+    }
+    sizes = {"tasks": 7, "seeds": 3, "margin": 1.0, "needed_tasks": 9, "needed_seeds": 4}
+    null["power"] = {"power": 0.93 if beyond else 0.61, **sizes}
+    null["sign_flip_p"] = 0.594
+    null["word"] = null["word"].removesuffix("; sensitivity not shown") + ("" if beyond else "; sensitivity not shown")
+
+    def flat(level: float) -> dict[str, Any]:
+        return {"layers": layers, "value": [1.0] + [level] * (len(layers) - 1), "interval95": None}
+
+    run = {name: flat(level) for name, level in (("cka", 0.999), ("correlation", 0.993), ("knn_5", 0.89),
+                                                 ("knn_10", 0.91), ("knn_50", 0.95))}  # fmt: skip
+    results["noise_floor"] = {"model": "base", "runs": {"bfloat16": run, "longer padding": {"cka": flat(1.0)}}}
+    index = np.where(np.arange(len(layers)) > 0, 0.86, np.nan)
+    bounds = [None if math.isnan(value) else [value - 0.1, value + 0.1] for value in index]
+    value = [None if math.isnan(value) else float(value) for value in index]
+    results["realignment_index"] = {"knn_10": {"layers": layers, "value": value, "interval95": bounds}}
+    steps, measures = [0, 5, 10, 20, 30], {}
+    for name, start in (("correlation", 0.66), ("cka", 0.95), ("knn_5", 0.5), ("knn_10", 0.55)):
+        curve = 0.9 - (0.9 - start) * np.exp(-np.array(steps) / 8) + 0.003 * rng.standard_normal(len(steps))
+        measures[name] = {"value": curve.tolist(), "interval95": [[v - 0.02, v + 0.02] for v in curve]}
+    results["trajectory"] = {"steps": steps, "measures": measures}
+    results["planted"] = [
+        {"name": "rotated basis", "expected": "CKA 1, correlation falls", "found": {"cka": 1.0, "correlation": 0.04},
+         "holds": True},
+        {"name": "independent", "expected": "all at chance", "found": {"cka": 0.002, "knn_10": 0.01}, "holds": True},
+    ]  # fmt: skip
 
 
 def _break(results: dict[str, Any]) -> None:
