@@ -17,7 +17,7 @@ class _Raw(str):
 DEEP = _Raw("[" * 100_000 + "]" * 100_000)
 LONG_NUMBER = _Raw("9" * 5000)
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, 2**64, 10**12, -(10**12), 10**400, 0.5, -0.5, 1e-300, 1e308, -1e308,
+    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, 2**64, 10**12, -(10**12), 10**400, 0.5, -0.5, 1e-300, 1e308,
     float("nan"), float("inf"), float("-inf"), "", " ", "a", "\0", "\ud800", "\u2028", "../../outside", "/etc/passwd",
     "$(touch outside)", "__import__('os').system('touch outside')", "<script>alert(1)</script>", "{0.__class__}", "%s",
     "9" * 5000, "x" * 3000, [], {}, [[]], [{}], [None], [1, "a"], [-1, -1], ["a", "b"], [10**12], [[1], [2]], {"a": {}},
@@ -44,8 +44,12 @@ BYTES = (
 NUMBERS = (0, 1, 8, 9, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 32, 10**12, 33, 64)
 
 _places = st.integers(0, 2**16)
-_swaps = st.lists(st.tuples(_places, st.integers(0, 5), st.integers(0, len(ODD) - 1)), max_size=4)
-_edits = st.lists(st.tuples(_places, st.integers(0, 4), st.integers(0, len(BYTES) - 1)), max_size=3)
+_swaps = st.lists(st.tuples(_places, st.integers(0, 5), st.integers(0, len(ODD) - 1)), max_size=3)
+# Two of three documents keep their bytes: one that is no JSON at all says little of what comes after parsing.
+_edits = st.one_of(
+    *(st.just([]), st.just([])),
+    st.lists(st.tuples(_places, st.integers(0, 4), st.integers(0, len(BYTES) - 1)), max_size=3),
+)
 
 
 def spots(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -174,9 +178,11 @@ def gguf_string(text: str | bytes) -> bytes:
 GGUF_ODD = (
     struct.pack("<IB", 0, 0), struct.pack("<II", 4, 0), struct.pack("<II", 4, 2**31), struct.pack("<Ii", 5, -32),
     struct.pack("<If", 6, float("nan")), struct.pack("<If", 6, 0.0), struct.pack("<If", 6, float("inf")),
-    struct.pack("<I?", 7, True), struct.pack("<I", 8) + gguf_string("text"), struct.pack("<I", 8) + gguf_string(b"\xff\0"),
+    struct.pack("<I?", 7, True), struct.pack("<I", 8) + gguf_string("text"),
+    struct.pack("<I", 8) + gguf_string(b"\xff\0"),
     struct.pack("<IIQ", 9, 4, 0), struct.pack("<IIQII", 9, 4, 2, 1, 2), struct.pack("<IIQ", 9, 4, 2**63),
-    struct.pack("<IIQ", 9, 0, 2**40), struct.pack("<IIQ", 9, 8, 2**40), struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000,
+    struct.pack("<IIQ", 9, 0, 2**40), struct.pack("<IIQ", 9, 8, 2**40),
+    struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000,
     struct.pack("<IQ", 10, 2**64 - 1), struct.pack("<Iq", 11, -1), struct.pack("<Id", 12, 1e308), struct.pack("<I", 13),
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ A reader takes a folder, in which its document lies, and may end in two ways: a 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -12,12 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import documents as broken
 import numpy as np
+from absl import flags
 from hypothesis import strategies as st
+from ml_collections import config_flags
 from tiny import CONFIG
 
+import launch
 from configs import quickstart
 from experiments.compare import CompareConfig, read_texts
 from experiments.study import StudyConfig
@@ -30,8 +35,9 @@ from hrsa_jax.models.lora import _read_config as read_adapter
 from hrsa_jax.models.safetensors_files import INDEX, SINGLE, SafetensorsFolder, read_json
 from hrsa_jax.models.sentence_transformers_files import read_embedding_settings
 from hrsa_jax.reasoning.sources import read_problems
-from hrsa_jax.report import schema
+from hrsa_jax.report import page, schema
 from hrsa_jax.runtime.config import build
+from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.workdir import Workdir
 
@@ -84,6 +90,54 @@ def read_metrics(folder: Path) -> Any:
     log.rewind("convert", 1)
     log.close()
     return rows
+
+
+def read_command(arguments: list[str]) -> Any:
+    """The flags as launch.py reads them (it exits with status 2 where they are wrong), then the study's settings."""
+    parser = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, "", flag_values=parser)
+    flags.DEFINE_string("workdir", None, "", flag_values=parser)
+    with mock.patch.object(flags, "FLAGS", parser), contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            launch._parse_flags(["launch.py", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
+        except SystemExit as error:
+            if error.code != 2 or not said.getvalue().startswith("error: ") or said.getvalue().count("\n") != 1:
+                raise RuntimeError(f"exit status {error.code}: {said.getvalue()}") from error
+            raise InputError("the command line is refused") from None
+    values = config.value.to_dict()
+    values.pop("experiment", None)
+    return build(StudyConfig, values)
+
+
+def _commands() -> st.SearchStrategy[list[str]]:
+    """Overrides of settings that exist and that do not, with odd values."""
+    names = [
+        "base",
+        "seeds",
+        "convert.steps",
+        "convert.optimizer",
+        "hrsa.texts",
+        "benchmark.tasks",
+        "reuse",
+        "gone",
+        "hrsa",
+    ]
+    name = st.one_of(st.sampled_from(names), st.text(max_size=8))
+    odd = [str(value)[:3000] for value in broken.ODD] + [
+        "(1, 2)",
+        "(1,",
+        "((((" * 200,
+        "[1]*10**9",
+        "1e400",
+        "0x10",
+        "None",
+    ]
+    value = st.one_of(st.sampled_from(odd), st.text(max_size=8))
+    override = st.builds(lambda name, value, form: form.format(name, value), name, value, st.sampled_from(
+        ["--config.{}={}", "--config.{}", "--{}={}", "-config.{}={}", "--noconfig.{}", "{}"]
+    ))  # fmt: skip
+    helps = ("--help", "--helpfull", "--helpshort", "-h", "--help=", "--helpxml")
+    return st.lists(override.filter(lambda text: not text.startswith(helps)), max_size=3)
 
 
 def _pairs() -> st.SearchStrategy[bytes]:
@@ -153,7 +207,7 @@ def _results() -> list[Any]:
         "schema": 1, "config": {}, "models": {"base": {"layers": 2}}, "hrsa": {"a_vs_b": pair}, "warnings": [],
         "benchmark": [{"model": "base", "task": "x", "score": 0.5, "interval95": [0.4, 0.6]}],
         "null_effect": {"estimate": 0.1, "margin": 1.0, "interval90": [-1, 1]}, "realignment": {"cka": curve},
-        "reasoning": {"before": {"accuracy": 0.5, "n": 4}, "loss_change": {"relative": -0.5, "interval95": [-0.6, -0.4]}},
+        "reasoning": {"before": {"accuracy": 0.5, "n": 4}, "loss_change": {"relative": -0.5, "interval95": [-1, -0.4]}},
         "training": {"base-Emb": {"step": [0, 1], "loss": [2.0, 1.0]}},
     }  # fmt: skip
     return [study, *({key: value for key, value in one.items() if key != "config"} for one in found)]
@@ -196,7 +250,9 @@ def readers() -> dict[str, Reader]:
         "problems (JSONL)": Reader(
             "p.jsonl",
             lambda f: read_problems(f / "p.jsonl"),
-            broken.json_lines({"question": "1+1?", "solution": "2 #### 2", "answer": 2}, {"question": "2?", "solution": "#### 2"}),
+            broken.json_lines(
+                {"question": "1+1?", "solution": "2 #### 2", "answer": 2}, {"question": "2?", "solution": "#### 2"}
+            ),
         ),
         "texts of compare (JSONL)": Reader(
             "texts.jsonl",
@@ -212,7 +268,9 @@ def readers() -> dict[str, Reader]:
         "GGUF header": Reader("model.gguf", read_gguf, _gguf()),
         "results.json": Reader("results.json", schema.read, broken.json_documents(*_results())),
         "published scores (JSON)": Reader(
-            "s.json", lambda f: read_published(f / "s.json"), broken.json_documents({"base": {"A": 0.5, "B": 50}, "b": {}})
+            "s.json",
+            lambda f: read_published(f / "s.json"),
+            broken.json_documents({"base": {"A": 0.5, "B": 50}, "b": {}}),
         ),
         "published scores (CSV)": Reader("s.csv", lambda f: read_published(f / "s.csv"), broken.plain(*_tables())),
         "activations (.npy)": Reader(
@@ -232,6 +290,12 @@ def readers() -> dict[str, Reader]:
         "manifest.json": Reader("manifest.json", read_workdir, broken.json_documents(manifest)),
         "stage marker": Reader("stages/finished/done.json", read_workdir, broken.json_documents(marker)),
         "metrics.jsonl": Reader("metrics.jsonl", read_metrics, broken.json_lines(*metrics)),
+        "report page": Reader(
+            "results.json",
+            lambda f: page.write(f / "results.json", f / "report.html"),
+            broken.json_documents(*_results()),
+        ),
+        "command line": Reader(None, read_command, _commands()),
         "settings": Reader(None, lambda values: build(StudyConfig, values), broken.values(settings)),
     }  # fmt: skip
 

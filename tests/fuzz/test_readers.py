@@ -1,12 +1,11 @@
 """Every reader meets broken documents: a value or InputError, in bounded memory, with nothing run or written outside.
 
-Here: a few documents each, and every document that once broke a reader (cases/). `make fuzz` and `make test-slow` go through
-HRSA_FUZZ (10,000) documents each.
+Here a few documents each; `make fuzz` takes each reader through HRSA_FUZZ (10,000). What once broke a reader is kept in
+test_found_cases.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import sys
@@ -26,17 +25,17 @@ from readers import Reader, readers
 from hrsa_jax.runtime.errors import InputError
 
 READERS = readers()
-CASES = Path(__file__).parent / "cases"
 MEMORY = 1 << 30  # bytes that all documents of one reader may add to the process
 GOOD = {  # what must lie beside a document for its reader to come to it
     "modules.json": b'[{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}]',
     "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+    "stages/cut/inputs.json": b'{"b": 2}',
 }
 _watch: dict[str, Any] = {"folder": None, "seen": []}
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    """Notes what no reader may do: start programs (as the documents ask), unpickle, connect, write outside the folder."""
+    """Notes what no reader may do: start programs, as the documents ask, unpickle, connect, write outside."""
     folder = _watch["folder"]
     if folder is None:
         return
@@ -122,13 +121,6 @@ def go_through(name: str, count: int) -> tuple[int, int]:
 @pytest.mark.parametrize("name", READERS)
 def test_a_few_broken_documents(name):
     go_through(name, 25)
-
-
-@pytest.mark.parametrize("case", sorted(CASES.glob("*")), ids=lambda path: path.name)
-def test_what_once_broke_a_reader(case):
-    """cases/NUMBER-READER-WORDS: the document; its reader is the one whose file name and place the first line of cases.json gives."""
-    names = json.loads((Path(__file__).parent / "cases.json").read_text())
-    meet(READERS[names[case.name]], case.read_bytes())
 
 
 @pytest.mark.slow
