@@ -45,6 +45,24 @@ def controls_forest(results: Mapping[str, Any]) -> str | None:
         return to_svg(figure, "controls")
 
 
+def variant_training(made: Mapping[str, Any], key: str) -> str | None:
+    """One recorded quantity of the variant's training by optimiser step (reward, kl)."""
+    column = made.get(key)
+    if not isinstance(column, list) or len(column) != len(made.get("step") or []):
+        return None
+    step, value = reading.numbers(made["step"]), reading.numbers(column)
+    finite = np.isfinite(value) & np.isfinite(step)
+    if not finite.any():
+        return None
+    with panel() as (figure, axes):
+        axes.plot(step[finite], value[finite], color=COLOURS["reasoning"])
+        axes.plot(step[finite], value[finite], "o", color=COLOURS["reasoning"], markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel({"reward": "mean reward", "kl": "KL (nats a token)"}.get(key, key))
+        return to_svg(figure, f"variant-{key}")
+
+
 def trajectory(results: Mapping[str, Any], measure: str) -> str | None:
     """Mean similarity over layers at each step of the conversion: step 0 the backbones, the last the embeddings."""
     recorded = results.get("trajectory") or {}

@@ -62,12 +62,37 @@ def pair_curves(results: Mapping[str, Any], measure: str) -> str | None:
             _draw(axes, ceiling, INK, (0, (1.2, 1.3)), band=False)
         floor = controls.floor_curve(results, measure)
         if floor is not None:
-            _draw(axes, floor, MUTED, (0, (6, 1.3, 1.2, 1.3)), band=False)
+            _draw(axes, floor, MUTED, (0, (8, 2)), band=False)
         name = "random rotation (Haar)" if measure == "inverse_row_entropy" else "chance"
         _chance(axes, list(curves.values()), name)
         others = [found for found in (ceiling, floor) if found is not None]
         _finish(axes, [*curves.values(), *others], MEASURES[measure].short)
         return to_svg(figure, f"curve-{measure}")
+
+
+def knn_by_k(results: Mapping[str, Any]) -> str | None:
+    """Neighbour overlap at the last layer by the number of neighbours, both pairs, with chance."""
+    ks = (5, 10, 50)
+    found = {pair: [reading.pair_curve(results, pair, f"knn_{k}") for k in ks] for pair in PAIRS}
+    drawn = {pair: [c for c in curves if c is not None] for pair, curves in found.items() if None not in curves}
+    if not drawn:
+        return None
+    with panel() as (figure, axes):
+        for place, (pair, curves) in enumerate(drawn.items()):
+            at = np.arange(len(ks)) + 0.12 * (place - 0.5)
+            values = np.array([curve.at(curve.last) for curve in curves])
+            axes.vlines(at, values[:, 1], values[:, 2], color=PAIR_COLOURS[pair], linewidth=4, alpha=0.4)
+            axes.plot(
+                at, values[:, 0], "os"[place], color=PAIR_COLOURS[pair], linestyle=PAIR_STYLES[pair], markersize=6
+            )
+        chance = [np.nan if curve.chance is None else curve.chance[-1] for curve in next(iter(drawn.values()))]
+        axes.plot(range(len(ks)), chance, color=MUTED, linestyle=(0, (1.2, 1.6)), linewidth=1.3)
+        axes.annotate("chance", (0, chance[0]), (2, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
+        axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("neighbours compared (k)")
+        axes.set_ylabel("overlap at the last layer")
+        return to_svg(figure, "knn-by-k")
 
 
 def variant_curves(results: Mapping[str, Any], pair: str, measures: Mapping[str, str], key: str) -> str | None:

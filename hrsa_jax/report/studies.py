@@ -86,7 +86,7 @@ def compare(studies: Mapping[str, Mapping[str, Any]]) -> Studies:
     adjusted = {key: _adjusted([draft[key] for draft in drafts]) for key in ("p", "equivalence_p", "sign_flip_p")}
     rows = []
     for place, draft in enumerate(drafts):
-        after = {f"{key}_holm": values[place] for key, values in adjusted.items()}
+        after: dict[str, Any] = {f"{key}_holm": values[place] for key, values in adjusted.items()}
         word = _corrected(draft["word"], after["p_holm"], after["equivalence_p_holm"])
         rows.append(StudyRow(**draft, **after, corrected=word))
     summaries = [summary for name, results in studies.items() for summary in _summaries(name, results)]

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from hrsa_jax.report import tables
 from hrsa_jax.report.measures import MEASURES
-from hrsa_jax.report.page import Panel, environment
+from hrsa_jax.report.page import environment
+from hrsa_jax.report.panels import Panel, panel_of
 from hrsa_jax.report.studies import KEY_MEASURES, OWN_PROBE, WEAKENED, Studies, StudyRow, Summary
 from hrsa_jax.report.svg import COLOURS, css_name, panel, shorten, to_svg
 from hrsa_jax.report.verdict import UNSHOWN, counted, estimate_text, points
@@ -32,7 +31,7 @@ def render(studies: Studies, sources: Mapping[str, str], command: str) -> str:
             demonstration=studies.demonstration,
             warnings=studies.warnings,
             benchmark=_benchmark_table(studies.rows),
-            forest=_panel(
+            forest=panel_of(
                 "reasoning-Emb minus base-Emb, study by study",
                 "Large dot and bar: mean difference and 90% interval of one study, before correction. Small dots: "
                 "single seeds. Shaded: that study's margin.",
@@ -119,10 +118,6 @@ def shorten_ascii(name: str, limit: int) -> str:
     return name if len(name) <= limit else name[: limit - 2] + ".."
 
 
-def _panel(title: str, caption: str, svg: str | None, missing: str) -> Panel:
-    return Panel(title, caption, None if svg is None else Markup(svg), missing)
-
-
 def _benchmark_table(rows: Sequence[StudyRow]) -> tables.Table:
     columns = (
         tables.Column("study", "flags"),
@@ -204,7 +199,7 @@ def _dumbbell_panel(studies: Studies, measure: str) -> Panel:
         if summary.measure == (OWN_PROBE if own else measure)
     }
     svg = _dumbbell(found, ticks, measure) if found else None
-    return _panel(known.label[0].upper() + known.label[1:], caption, svg, "Not measured by any of the studies.")
+    return panel_of(known.label[0].upper() + known.label[1:], caption, svg, "Not measured by any of the studies.")
 
 
 def _dumbbell(found: Sequence[Summary], ticks: Mapping[str, Triple], measure: str) -> str | None:
@@ -228,6 +223,11 @@ def _dumbbell(found: Sequence[Summary], ticks: Mapping[str, Triple], measure: st
         return to_svg(figure, f"studies-{measure}")
 
 
+def _two_digits(triple: Triple) -> str:
+    value, low, high = triple
+    return estimate_text(value, low, high, digits=2)
+
+
 def _similarity_table(studies: Studies) -> tables.Table | None:
     measures = [m for m in (*KEY_MEASURES, OWN_PROBE) if any(s.measure == m for s in studies.summaries)]
     at = {(summary.study, summary.measure): summary for summary in studies.summaries}
@@ -237,7 +237,7 @@ def _similarity_table(studies: Studies) -> tables.Table | None:
             values = [at.get((row.name, measure)) for measure in measures]
             if all(value is None for value in values):
                 continue
-            cells = ["—" if value is None else estimate_text(*getattr(value, side), digits=2) for value in values]
+            cells = ["—" if value is None else _two_digits(getattr(value, side)) for value in values]
             body.append((tables.Cell(row.name, note=what), *(tables.Cell(cell) for cell in cells)))
     columns = (tables.Column("study"), *(tables.Column(MEASURES[measure].short) for measure in measures))
     return tables.Table(columns, tuple(body)) if body else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hrsa_jax.evaluation.breakdowns import by_group
 from hrsa_jax.report import controls, reading
 from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
 from hrsa_jax.report.verdict import effect, estimate_text, gap_counts, points, variant_failed
@@ -86,6 +87,45 @@ def _mean(values: np.ndarray) -> float:
 
 def _difference(value: float) -> Cell:
     return Cell("—") if math.isnan(value) else Cell(points(value), value)
+
+
+def by_type(results: Mapping[str, Any]) -> Table | None:
+    """The difference by task type: a description, no verdict; no interval for a type with a single task."""
+    found = reading.differences(results)
+    if found is None:
+        return None
+    kept = [
+        index for index in range(len(found.tasks)) if found.in_verdict[index] and np.isfinite(found.d_TS[index]).all()
+    ]
+    if not kept:
+        return None
+    body = []
+    for group in by_group(found.d_TS[kept], [found.tasks[index].type for index in kept]):
+        interval = (
+            "one task: no interval"
+            if group.low is None or group.high is None
+            else (f"[{points(group.low)}, {points(group.high)}]")
+        )
+        body.append((Cell(group.name), Cell(str(group.tasks)), Cell(points(group.estimate)), Cell(interval)))
+    titles = ("task type", "tasks", "reasoning-Emb minus base-Emb, points", "90% interval")
+    return Table(tuple(Column(title) for title in titles), tuple(body))
+
+
+_PROBES = (("base's", "probe_source", "probe_transfer", "probe_transfer_aligned"),
+           ("reasoning's", "probe_transfer_reverse", "probe_target", "probe_transfer_aligned_reverse"))  # fmt: skip
+
+
+def probe_matrix(results: Mapping[str, Any]) -> Table | None:
+    """Whose probe reads whose vectors how well, at the last layer of each pair."""
+    body = []
+    for pair in PAIRS:
+        for owner, *names in _PROBES:
+            curves = [reading.pair_curve(results, pair, name) for name in names]
+            cells = [Cell("not measured" if c is None else estimate_text(*c.at(c.last))) for c in curves]
+            if any(c is not None for c in curves):
+                body.append((Cell(f"{owner} probe", note=PAIR_LABELS[pair].split(" (")[0]), *cells))
+    titles = ("probe", "on base", "on reasoning", "on the other one, rotated")
+    return Table(tuple(Column(title) for title in titles), tuple(body)) if body else None
 
 
 def realignment(results: Mapping[str, Any]) -> Table | None:

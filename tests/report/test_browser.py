@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from make_results import make_results
 
-from hrsa_jax.report import page
+from hrsa_jax.report import page, studies, studies_page
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -54,8 +54,16 @@ addEventListener("message", (event) => {{ document.title = JSON.stringify(event.
 </script><iframe src="page.html" style="width: {width}px; height: 900px; border: 0"></iframe>"""
 
 
+def _page(case: str) -> str:
+    if case != "studies":
+        return page.render(json.loads(json.dumps(make_results(case))))
+    made = {name: make_results(name, layers=5) for name in ("no_advantage", "advantage", "inconclusive_three_seeds")}
+    sources = {name: f"runs/{name}" for name in made}
+    return studies_page.render(studies.compare(made), sources, "python launch.py --config=configs/report.py")
+
+
 def _open(folder: Path, case: str, width: int, *extra: str) -> tuple[dict, str]:
-    html = page.render(json.loads(json.dumps(make_results(case))))
+    html = _page(case)
     (folder / "page.html").write_text(html.replace("</body>", PROBE), encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.format(width=width))
     assert CHROMIUM is not None

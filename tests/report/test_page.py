@@ -13,7 +13,7 @@ from make_results import make_results
 from hrsa_jax.report import page, tables
 from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS
 
-RENDERED = ("quickstart", "advantage", "broken_parts", "bare")
+RENDERED = ("quickstart", "advantage", "broken_parts", "bare", "controlled")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -62,8 +62,9 @@ def test_every_figure_is_drawn_or_explained(pages: dict[str, str]) -> None:
             )
             if "<svg" in figure:
                 assert re.search(r"<figcaption>[^<]{30,}", figure)
-    assert pages["quickstart"].count("<svg") == 25
-    assert 'class="missing"' not in pages["quickstart"]
+    assert pages["quickstart"].count("<svg") == 26
+    assert pages["controlled"].count("<svg") == 30
+    assert 'class="missing"' not in pages["controlled"]
 
 
 def test_deterministic_and_pure(pages: dict[str, str]) -> None:
@@ -157,4 +158,32 @@ def test_write_and_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("layers", [2, 81])
 def test_other_depths(layers: int) -> None:
     html = page.render(make_results("no_advantage", layers=layers))
-    assert html.count("<svg") == (24 if layers == 2 else 25)  # of two layers, the middle one is the last
+    assert html.count("<svg") == (25 if layers == 2 else 26)  # of two layers, the middle one is the last
+
+
+def test_what_was_not_run_is_said_and_what_was_run_is_shown(pages: dict[str, str]) -> None:
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td>not run', pages["quickstart"])
+    assert "Positive control" in rows
+    assert "Planted truths" in rows
+    assert "Noise floor" in rows
+    html = pages["controlled"]
+    assert "not run" not in html
+    assert "-3.80 points (90% interval -4.90 to -2.70)" in html
+    assert "2 of 2 hold" in html
+    assert "0.86 [0.76, 0.96] at layer 30" in html
+    results = make_results("controlled", layers=3)
+    results["planted"][1]["holds"] = False
+    assert "1 of 2 hold" in page.render(results)
+    assert "DOES NOT HOLD" in page.render(results)
+
+
+def test_probe_matrix_and_task_types_hold_the_numbers() -> None:
+    results = make_results("no_advantage", layers=3)
+    matrix = tables.probe_matrix(results)
+    assert matrix is not None
+    transfer = results["hrsa"]["base_vs_reasoning"]["probe_transfer"]["value"][-1]
+    assert matrix.rows[0][2].text.startswith(f"{transfer:.3f} [")
+    types = tables.by_type(results)
+    assert types is not None
+    assert {row[0].text: row[1].text for row in types.rows}["Retrieval"] == "3"
+    assert {row[0].text: row[3].text for row in types.rows}["STS"] == "one task: no interval"

@@ -79,11 +79,19 @@ def _set(results: dict[str, Any], path: str, value: Any) -> None:
         ("hrsa/base_vs_reasoning/cka/interval95", [[0, 1]], "cka.interval95 does not match its layers"),
         ("hrsa/base_vs_reasoning/cka_matrix/value", [[1.0]], "cka_matrix has 1 rows that do not fit 3 x 3|3 x 3"),
         ("realignment/cka", [1.0], "realignment.cka is a list"),
+        ("null_effect/positive_control", 3.0, "null_effect.positive_control is a number"),
+        ("null_effect/positive_control/interval90", [1.0, 0.0], "positive_control.interval90 runs from"),
+        ("null_effect/aa/pairs/0/estimate", "x", r"aa.pairs\[0\].estimate is a string"),
+        ("null_effect/power/power", "high", "null_effect.power.power is a string"),
+        ("noise_floor/runs/bfloat16/cka/value", [1.0], "noise_floor.runs.bfloat16.cka.value has 1 entries"),
+        ("trajectory/steps", [0, 1], "trajectory.measures.correlation.value has 5 entries"),
+        ("realignment_index/knn_10", 1.0, "realignment_index.knn_10 is a number"),
+        ("planted/0", "yes", r"planted\[0\] is a string"),
         ("timings", {"load": 3.0}, "timings.load is a number and should be an object"),
     ],
 )
 def test_broken_parts_are_named(path: str, value: Any, message: str) -> None:
-    results = make_results("quickstart", layers=3)
+    results = make_results("controlled", layers=3)
     _set(results, path, value)
     with pytest.raises(InputError, match=message):
         schema.validate(results, "results.json")

@@ -18,6 +18,8 @@ from hrsa_jax.report import reading, verdict
         ("no_advantage", "no advantage (equivalent within 1); sensitivity not shown"),
         ("advantage", "advantage; sensitivity not shown"),
         ("disadvantage", "disadvantage; sensitivity not shown"),
+        ("controlled", "no advantage (equivalent within 1)"),
+        ("blind_control", "no advantage (equivalent within 1); sensitivity not shown"),
         ("inconclusive_three_seeds", "inconclusive (needs about 41 tasks or 6 seeds); sensitivity not shown"),
     ],
 )
@@ -139,6 +141,29 @@ def test_realignment_direction_of_distances_and_similarities() -> None:
     assert counts is not None
     assert counts[0] == 0
     assert counts[1] > 0
+
+
+def test_controls_are_told_with_their_intervals() -> None:
+    sure = verdict.summary(make_results("controlled", layers=3)).paragraphs[3].answer
+    assert "in 93% of cases" in sure
+    assert "-3.80 points (90% interval -4.90 to -2.70) against base-Emb, beyond the margin" in sure
+    assert "at most -0.33 points (90% interval -0.73 to +0.07), inside the margin" in sure
+    blind = verdict.summary(make_results("blind_control", layers=3)).paragraphs[3].answer
+    assert "in 61% of cases (80% would take about 9 tasks, or 4 seeds)" in blind
+    assert "not shown that this study could have seen" in blind
+    missing = verdict.summary(make_results("no_advantage", layers=3)).paragraphs[3].answer
+    assert "No positive control is on record" in missing
+
+
+def test_sensitivity_is_not_believed_without_a_control_that_shows_it() -> None:
+    for case in ("blind_control", "no_advantage"):
+        results = make_results(case, layers=3)
+        results["null_effect"]["word"] = "no advantage (equivalent within 1)"
+        summary = verdict.summary(results)
+        assert summary.word.endswith("sensitivity not shown")
+        assert any("controls do not show" in text for text in summary.warnings)
+    results["null_effect"]["positive_control"] = {"estimate": -3.0, "interval90": [-4.0, -0.5], "shows": True}
+    assert verdict.verdict_word(results)[0].endswith("sensitivity not shown")  # the interval decides, not the flag
 
 
 @pytest.mark.parametrize("case", CASES)
