@@ -138,12 +138,9 @@ class Faults:
     # ---- the clock and signals -----------------------------------------------------------------------------------
 
     def clock(self) -> Seen:
-        status, said = self.run("clock", jump_clock)
-        good = status == 0 and facts(self.folder / "clock") == self.whole
-        then = "ends as a run left alone" if good else f"NOT as a run left alone: {said}"
-        return Seen(
-            "the clock jumps ten days back and three years on while it runs", f"nothing (status {status})", then, good
-        )
+        # Orbax measures how long a save takes by the wall clock; its limit is 20 minutes.
+        ended = self.run("clock", jump_clock)
+        return self.row("the clock jumps three years on and back during a save", ended, "timed out", 2, "clock")
 
     def sigterm(self) -> Seen:
         pid = self.begin("sigterm")
