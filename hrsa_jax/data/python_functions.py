@@ -1,7 +1,8 @@
 """Python functions with a docstring, read from source files: (summary -> body) pairs of real code.
 
-The standard library is the test side, installed third-party packages are the training side. Nothing is imported or
-run: files are parsed. Which functions there are depends on the Python version and on what is installed.
+The standard library is the test side, third-party packages are the training side: those that requirements.txt itself
+installs, so that what else is installed changes nothing. Nothing is imported or run: files are parsed. Which functions
+there are depends on the versions of Python and of these packages.
 """
 
 import ast
@@ -31,6 +32,11 @@ _SKIPPED_FOLDERS = frozenset(
         "hrsa_jax",
     }
 )
+_TRAINING_PACKAGES = (
+    *("absl", "datasets", "flax", "gguf", "jax", "jinja2", "matplotlib", "ml_collections", "mteb", "numpy", "optax"),
+    *("orbax", "psutil", "reasoning_gym", "safetensors", "scipy", "sentence_transformers", "sklearn"),
+    *("tensorboardX", "tokenizers", "torch", "tqdm", "transformers"),
+)
 _SUMMARY_WORDS = (4, 30)
 _BODY_LINES = (3, 40)
 _BODY_CHARS = 1500
@@ -54,7 +60,7 @@ def stdlib_functions() -> tuple[PythonFunction, ...]:
 
 
 def package_functions(n: int, *, seed: int = 0) -> list[PythonFunction]:
-    """n documented functions of installed third-party packages, none of which the standard library holds too.
+    """n documented functions of the packages in requirements.txt, none of which the standard library holds too.
 
     Files are visited in an order drawn from the seed, and only as many as needed are parsed. Fewer than n come back
     when there are no more.
@@ -62,7 +68,8 @@ def package_functions(n: int, *, seed: int = 0) -> list[PythonFunction]:
     known = {h for f in stdlib_functions() for h in (normalised_hash(f.summary), normalised_hash(f.body))}
     found: list[PythonFunction] = []
     for root in _site_packages():
-        files = sorted(_python_files(root), key=lambda f: _shuffle_key(f.relative_to(root).as_posix(), seed))
+        inside = [path for name in _TRAINING_PACKAGES for path in _python_files(root / name)]
+        files = sorted(inside, key=lambda f: _shuffle_key(f.relative_to(root).as_posix(), seed))
         for function in _distinct(_functions_under(root, files, most_per_file=4)):
             if normalised_hash(function.summary) in known or normalised_hash(function.body) in known:
                 continue

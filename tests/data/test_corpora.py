@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from hrsa_jax.data import corpora
+from hrsa_jax.data import corpora, python_functions
 from hrsa_jax.data.corpora import (
     ANSWER_FAMILIES,
     WORKED_FAMILY,
@@ -81,6 +81,16 @@ def test_functions_are_read_from_source_not_run():
     assert function.summary == "Return the area of this shape."
     assert function.body == ("def area(self):\n    # width comes first\n    return self.width * self.height")
     assert len(list(_distinct([function, function]))) == 1
+
+
+def test_package_functions_come_from_the_required_packages_alone(tmp_path, monkeypatch):
+    body = "    total = 0\n    for item in items:\n        total += item\n    return total\n"
+    for package in ("optax", "installed_by_chance"):
+        (tmp_path / package).mkdir()
+        source = f'def add_{package}(items):\n    """Adds all the items of {package} up."""\n{body}'
+        (tmp_path / package / "code.py").write_text(source)
+    monkeypatch.setattr(python_functions, "_site_packages", lambda: [tmp_path])
+    assert [function.name for function in package_functions(5)] == ["add_optax"]
 
 
 def test_package_functions_share_nothing_with_the_standard_library():
