@@ -60,8 +60,9 @@ def _rebuild(source: Path, folder: Path) -> int:
     """One study's page, in its own folder or in the one that was named."""
     results = _read(source)
     written = page.write(source, folder / "report.html")
-    if processes.index() == 0:
-        print(f"\n{terminal_table(results)}\n{summary(results).headline}\n\nreport   {written}")
+    log = RunLog()
+    log.result(f"\n{terminal_table(results)}\n{summary(results).headline}\n\nreport   {written}")
+    log.close()
     return 0
 
 

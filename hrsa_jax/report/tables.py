@@ -182,13 +182,15 @@ def sinks(results: Mapping[str, Any]) -> Table | None:
     body = []
     for pair in PAIRS:
         out, kept = (reading.pair_curve(results, pair, name) for name in ("cka", "cka_with_sinks"))
-        if out is None or kept is None or len(out.value) != len(kept.value):
+        if out is None or kept is None:
             continue
-        difference = np.abs(out.value - kept.value)
-        if not np.isfinite(difference).any():
+        apart = {
+            int(at): abs(out.at(int(at))[0] - kept.at(int(at))[0]) for at in kept.layers
+        }  # sinks kept: fewer layers
+        apart = {at: value for at, value in apart.items() if not math.isnan(value)}
+        if not apart:
             continue
-        widest = int(out.layers[int(np.nanargmax(difference))])
-        for layer, why in ((out.last, "last layer"), (widest, "largest difference")):
+        for layer, why in ((max(apart), "last layer"), (max(apart, key=apart.__getitem__), "largest difference")):
             body.append(
                 (
                     Cell(PAIR_LABELS[pair].split(" (")[0], note=PAIR_LABELS[pair].split(" (")[1].rstrip(")")),

@@ -187,3 +187,17 @@ def test_probe_matrix_and_task_types_hold_the_numbers() -> None:
     assert types is not None
     assert {row[0].text: row[1].text for row in types.rows}["Retrieval"] == "3"
     assert {row[0].text: row[3].text for row in types.rows}["STS"] == "one task: no interval"
+
+
+def test_sinks_kept_at_a_few_layers_are_compared_there() -> None:
+    results = make_results("quickstart", layers=7)
+    for pair in (BACKBONES, EMBEDDINGS):
+        entry = results["hrsa"][pair]["cka_with_sinks"]
+        for key in ("layers", "value", "interval95"):
+            entry[key] = entry[key][::3]
+    table = tables.sinks(results)
+    assert table is not None
+    out, kept = (results["hrsa"][BACKBONES][name]["value"] for name in ("cka", "cka_with_sinks"))
+    widest = max((0, 3, 6), key=lambda at: abs(out[at] - kept[at // 3]))
+    assert [row[1].text for row in table.rows[:2]] == ["6 (last layer)", f"{widest} (largest difference)"]
+    assert table.rows[0][3].text.startswith(f"{kept[2]:.3f} [")
