@@ -124,6 +124,14 @@ def test_sinks_in_the_middle_of_the_norms_are_left_out():
     assert everything < 0.4  # four rows of 180, other ones in each model, hide that the rest agrees
 
 
+def test_many_sinks_of_every_size_do_not_hide_behind_their_own_mean():
+    rows = np.arange(3, ROWS, 6)  # a sixth of all rows, in one direction, from 3 to 9 times the ordinary distance
+    spread = np.random.default_rng(0).standard_normal((1, ROWS, WIDTH))
+    spread[:, rows, 5] += np.linspace(3, 9, len(rows)) * np.sqrt(WIDTH)
+    states = TokenStates(spread.astype(np.float32), make().groups_N)
+    assert set(np.flatnonzero(sink_rows(states))) == set(rows)
+
+
 def test_a_given_mask_replaces_the_own_one():
     mask = np.ones(ROWS, bool)
     mask[7::TOKENS] = False  # as many rows as the own mask leaves out, but others
