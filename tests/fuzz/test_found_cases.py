@@ -85,6 +85,11 @@ CASES = [
     ("adapter_config.json", b'{"peft_type": "LORA", "r": 0, "target_modules": ["q_proj"]}'),
     ("adapter_config.json", b'{"peft_type": "LORA", "r": 8, "lora_alpha": {}, "target_modules": ["q_proj"]}'),
     ("adapter_config.json", b'{"peft_type": "LORA", "r": 8, "target_modules": [["q_proj"]]}'),
+    (
+        "report page",
+        b'{"schema": 1, "benchmark": [{"model": "a", "task": "b", "score": 1}], "provenance": {"versions": 7}}',
+    ),
+    ("report page", b'{"schema": 1, "hrsa": {"base_vs_reasoning": {"refused": [1]}}}'),
     ("stage marker", b"[]"),
     ("stage marker", DEEP),
 ]
