@@ -261,7 +261,8 @@ def _inconclusive(d_TS: FloatArray, margin: float) -> str:
     def words(n: int) -> str:
         return str(n) if n <= _LARGEST_PLAN else f"more than {_LARGEST_PLAN}"
 
-    return f"inconclusive (needs about {words(tasks)} tasks or {words(seeds)} seeds)"
+    about = "about " if tasks <= _LARGEST_PLAN else ""
+    return f"inconclusive (needs {about}{words(tasks)} tasks or {words(seeds)} seeds)"
 
 
 def _power_of(tasks: int, seeds: int, margin: float, spread: Components) -> float:

@@ -75,8 +75,10 @@ def _power(results: Mapping[str, Any]) -> str:
     rate = f"{100 * share:.0f}%"
     text = f'Power: if the two were truly equal, a study of {sizes} would say "no advantage" in {rate} of cases'
     if share < 0.8 and entry.get("needed_tasks") and entry.get("needed_seeds"):
-        needed = [str(n) if n <= 1000 else "more than 1000" for n in (entry["needed_tasks"], entry["needed_seeds"])]
-        text += f" (80% would take about {needed[0]} tasks, or {needed[1]} seeds)"
+        word = str(_null(results).get("word"))
+        if "(needs " not in word:  # else the answer says already what it would take
+            needed = [str(n) if n <= 1000 else "more than 1000" for n in (entry["needed_tasks"], entry["needed_seeds"])]
+            text += f" (80% would take {needed[0]} tasks, or {needed[1]} seeds)"
     return text + "."
 
 

@@ -128,6 +128,8 @@ def _caveats(results: Mapping[str, Any]) -> list[str]:
     out = [verdict.counted(seeds, "seed")] if seeds else []
     if verdict.UNSHOWN.strip("; ") in verdict.verdict_word(results)[0]:
         out.append(verdict.UNSHOWN.strip("; "))
+    if ((results.get("null_effect") or {}).get("aa") or {}).get("holds") is False:
+        out.append("seeds of one backbone differ by more than the margin")
     if results.get("demonstration"):
         out.append("demonstration")
     if results.get("reasoning") is not None and verdict.variant_failed(results):

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-MODEL_ORDER = ("base-Emb", "reasoning-Emb", "base", "reasoning", "bag-of-words", "random")
+MODEL_ORDER = (
+    *("base-Emb", "reasoning-Emb", "control-Emb", "random-weights-Emb", "base", "reasoning"),
+    *("bag-of-words", "random"),
+)
 Z95 = 1.959963984540054
 
 

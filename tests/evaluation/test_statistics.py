@@ -140,8 +140,8 @@ def test_more_seeds_help_when_the_runs_are_noisy():
     d_TS = draw_tables(1, 12, 3, Components(0.1, 0.1, 4.0), seed=3)[0]
     tasks, seeds = needed_sizes(d_TS, 1.0)
     assert 3 < seeds < 100
-    needed = "more than 1000" if tasks > 1000 else tasks
-    assert verdict(d_TS, 1.0) == f"inconclusive (needs about {needed} tasks or {seeds} seeds); sensitivity not shown"
+    needed = "more than 1000" if tasks > 1000 else f"about {tasks}"
+    assert verdict(d_TS, 1.0) == f"inconclusive (needs {needed} tasks or {seeds} seeds); sensitivity not shown"
 
 
 def test_verdict_of_one_seed_is_always_inconclusive():
