@@ -149,7 +149,7 @@ def test_controls_are_told_with_their_intervals() -> None:
     assert "-3.80 points (90% interval -4.90 to -2.70) against base-Emb, beyond the margin" in sure
     assert "at most -0.33 points (90% interval -0.73 to +0.07), inside the margin" in sure
     blind = verdict.summary(make_results("blind_control", layers=3)).paragraphs[3].answer
-    assert "in 61% of cases (80% would take about 9 tasks, or 4 seeds)" in blind
+    assert "in 61% of cases (80% would take 9 tasks, or 4 seeds)" in blind
     assert "not shown that this study could have seen" in blind
     missing = verdict.summary(make_results("no_advantage", layers=3)).paragraphs[3].answer
     assert "No positive control is on record" in missing
