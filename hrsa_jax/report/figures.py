@@ -52,13 +52,13 @@ def forest(results: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     estimate, low, high, margin = effect(results)
-    with panel(4.8, 1.35 + 0.29 * len(found.tasks)) as (figure, axes):
+    with panel(6.0, 1.35 + 0.29 * len(found.tasks)) as (figure, axes):
         _margin_band(axes, margin)
         axes.axvline(0, color=MUTED, linewidth=1)
         names = []
         for index, (task, used) in enumerate(zip(found.tasks, found.in_verdict, strict=True)):
             y, d_S = len(found.tasks) - index, found.d_TS[index]
-            names.append((y, shorten(task.name) + ("" if used else " *")))
+            names.append((y, shorten(task.name, 38) + ("" if used else " *")))
             if not np.isfinite(d_S).any():
                 axes.text(0, y, " no score", color=MUTED, va="center", fontsize=8.5)
                 continue
