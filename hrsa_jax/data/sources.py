@@ -319,9 +319,9 @@ def _one_each(row: Mapping[str, Any], where: str, field: str, count: int, kinds:
         return ()
     if not isinstance(values, list | tuple) or len(values) != count:
         raise InputError(f"{where}: '{field}' does not hold one value for each of the {count} passages; repair it.")
-    wrong = next((value for value in values if not isinstance(value, kinds) or isinstance(value, bool)), None)
-    if wrong is not None:
-        raise InputError(f"{where}: '{field}' holds {wrong!r}, a {type(wrong).__name__}; repair it.")
+    wrong = [value for value in values if not isinstance(value, kinds) or isinstance(value, bool)]
+    if wrong:
+        raise InputError(f"{where}: '{field}' holds {wrong[0]!r}, a {type(wrong[0]).__name__}; repair it.")
     return values
 
 

@@ -216,7 +216,7 @@ def _family(fields: _Fields) -> Family:
 def _has_head(fields: _Fields, family: Family) -> bool:
     architectures = fields.get("architectures") or [family.class_prefix + "ForCausalLM"]
     known = {family.class_prefix + "ForCausalLM": True, family.class_prefix + "Model": False}
-    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in known:
+    if not isinstance(architectures, list) or architectures not in [[name] for name in known]:
         raise FieldError(f"architectures is {architectures!r}; supported for {family.model_type} are {sorted(known)}")
     return known[architectures[0]]
 

@@ -48,6 +48,7 @@ PAIR = b'{"query": "q", "pos": ["p"], "pos_scores": [' + b"1" * 400 + b"]}\n"
 CASES = [
     ("training pairs (JSONL)", LONG),
     ("training pairs (JSONL)", PAIR),
+    ("training pairs (JSONL)", b'{"query": "q", "pos": ["p"], "pos_scores": [null]}'),
     ("problems (JSONL)", LONG),
     ("texts of compare (JSONL)", LONG),
     ("texts of compare (JSONL)", DEEP),
@@ -58,6 +59,7 @@ CASES = [
     ("config.json", config(rms_norm_eps=10**400)),
     ("config.json", config(layer_types=[["full_attention"]])),
     ("config.json", config(layer_types=7)),
+    ("config.json", config(architectures=[[]])),
     ("config.json", config(attention_bias="no")),
     ("config.json", config(eos_token_id=["x", None])),
     ("safetensors header", struct.pack("<Q", len(DEEP)) + DEEP),
