@@ -43,7 +43,7 @@ def get_config(variant: str = "sft") -> config_dict.ConfigDict:
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.0},
                 "lora": {"rank": 16, "alpha": 32.0},
             },
-            "controls": {"undertrained_steps": 3, "random_weights": True, "noise_floor": True, "planted": True},
+            "controls": {"undertrained_steps": 1, "random_weights": True, "noise_floor": True, "planted": True},
             "benchmark": {
                 "size": "small",
                 "tasks": (

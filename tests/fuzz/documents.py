@@ -157,12 +157,12 @@ def binary(*good: bytes) -> st.SearchStrategy[bytes]:
     return st.builds(build, st.sampled_from(good), over, _edits)
 
 
-def safetensors(*good: dict[str, Any]) -> st.SearchStrategy[bytes]:
-    """Safetensors files with a broken header, a wrong header length or missing data."""
+def safetensors(*good: dict[str, Any], data: int) -> st.SearchStrategy[bytes]:
+    """Safetensors files with a broken header, a wrong header length or missing data; whole ones have `data` bytes."""
 
     def build(header: dict[str, Any], swaps: Any, edits: Any, length: int | None) -> bytes:
         raw = edited(encoded(text_of(swapped(header, swaps))), edits)
-        return struct.pack("<Q", len(raw) if length is None else length) + raw + bytes(256)
+        return struct.pack("<Q", len(raw) if length is None else length) + raw + bytes(data)
 
     lengths = st.one_of(st.none(), st.none(), st.none(), st.sampled_from(NUMBERS))
     return st.builds(build, st.sampled_from(good), _swaps, _edits, lengths)

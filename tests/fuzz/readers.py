@@ -263,7 +263,7 @@ def readers() -> dict[str, Reader]:
             "t.txt", lambda f: read_texts(CompareConfig(a="", b="", texts=str(f / "t.txt"))), broken.plain(texts)
         ),
         "config.json": Reader("config.json", read_model_config, broken.json_documents(*_config())),
-        "safetensors header": Reader(SINGLE, read_weights, broken.safetensors(_header())),
+        "safetensors header": Reader(SINGLE, read_weights, broken.safetensors(_header(), data=144)),
         "safetensors index": Reader(INDEX, read_weights, broken.json_documents(index)),
         "GGUF header": Reader("model.gguf", read_gguf, _gguf()),
         "results.json": Reader("results.json", schema.read, broken.json_documents(*_results())),
@@ -277,7 +277,7 @@ def readers() -> dict[str, Reader]:
             "a.npy", lambda f: load_states(f / "a.npy"), st.one_of(broken.binary(*arrays), broken.plain(*arrays))
         ),
         "activations (safetensors)": Reader(
-            "a.safetensors", lambda f: load_states(f / "a.safetensors"), broken.safetensors(activations)
+            "a.safetensors", lambda f: load_states(f / "a.safetensors"), broken.safetensors(activations, data=72)
         ),
         "modules.json": Reader("modules.json", read_embedding_settings, broken.json_documents(modules)),
         "pooling config": Reader("1_Pooling/config.json", read_embedding_settings, broken.json_documents(pooling)),
