@@ -294,7 +294,7 @@ def _llama3_scaling(file: GGUFFile, fields: Mapping[str, Any]) -> dict[str, Any]
 
     divisors = file.read("rope_freqs.weight")
     head_dim, theta = fields.get("head_dim"), fields.get("rope_theta")
-    sound = divisors.size > 0 and bool(np.isfinite(divisors).all() and (divisors >= 1).all())
+    sound = divisors.size > 0 and bool(np.isfinite(divisors).all() and (divisors > 0.999).all())
     if (
         sound
         and isinstance(head_dim, int)
