@@ -60,7 +60,13 @@ def get_config(variant: str = "sft") -> config_dict.ConfigDict:
                 "max_length": 48,
                 "dtype": "bfloat16",
             },
-            "hrsa": {"texts": 48, "max_tokens": 40, "labelled_texts": 400, "labelled_max_tokens": 16},
+            "hrsa": {
+                "texts": 48,
+                "max_tokens": 40,
+                "labelled_texts": 400,
+                "labelled_max_tokens": 16,
+                "preset": "careful",
+            },
             "reuse": (),
         }
     )
