@@ -112,21 +112,42 @@ def write_page() -> None:
         "",
         "Written by `make bench` (`python -m benchmarks.run ROOM` for one room). Both sides do the same work on the",
         "same input in one process, in turns, least of the repeats after a warm-up; ratio above 1: ours is faster.",
-        "Clock `cpu` counts the seconds of all threads. A goal that is not met is explained in PROFILES.md.",
+        "Clock `cpu` counts the seconds of all threads; spread: largest less least of our repeats, over their median.",
+        "A goal that is not met is explained in PROFILES.md.",
     ]
     for path in sorted((FOLDER / "results").glob("*.json")):
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         lines += ["", f"## {path.stem}", "", record["machine"], ""]
-        lines += ["| what | ours (s) | peer (s) | peer | clock | ratio | goal | |", "|---|---|---|---|---|---|---|---|"]
+        lines += ["| what | ours (s) | spread | peer (s) | peer | clock | ratio | goal | |", "|" + "---|" * 9]
         for fields in record["measurements"]:
             item = Measurement(**fields)
             goal = f"{item.goal:.2f}" if item.goal else ""
+            spread = f"{item.spread:.0%}" if item.spread else ""  # none: timed once
             lines.append(
-                f"| {item.name} | {item.ours:.3f} | {item.peer:.3f} | {item.against} | {item.clock} | "
-                f"{item.ratio:.2f} | {goal} | {' '.join(filter(None, (item.verdict, item.note)))} |"
+                f"| {item.name} | {item.ours:.3f} | {spread} | {item.peer:.3f} | {item.against} | {item.clock} | "
+                f"{item.ratio:.2f} | {goal} | {'; '.join(filter(None, (item.verdict, item.note)))} |"
             )
-    lines += _growth()
+    lines += _quickstart() + _growth()
     (FOLDER / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _quickstart() -> list[str]:
+    """The section on the quickstart, cold and warm (benchmarks/quickstart.py), where it was measured."""
+    path = FOLDER / "quickstart.json"
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    kinds = list(record["stages"]["cold"])
+    lines = ["", "## The quickstart, cold and warm", "", record["machine"], ""]
+    lines += ["`python -m benchmarks.quickstart`: wall seconds of whole commands, installation aside.", ""]
+    lines += [f"| run | seconds | goal | | {' | '.join(kinds)} | the rest |", "|" + "---|" * (len(kinds) + 5)]
+    for name, seconds in record["seconds"].items():
+        goal, stages = record["goals"].get(name), record["stages"][name]
+        verdict = "" if goal is None else "met" if seconds <= goal else "not met"
+        cells = [f"{stages[kind]:.0f}" if stages else "" for kind in kinds]
+        rest = f"{seconds - sum(stages.values()):.0f}"
+        lines.append(f"| {name} | {seconds:.0f} | {goal or ''} | {verdict} | {' | '.join(cells)} | {rest} |")
+    return lines
 
 
 def _growth() -> list[str]:
