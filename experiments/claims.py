@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compare import BACKBONES, EMBEDDINGS
+from experiments.compare import BACKBONES, CEILING, EMBEDDINGS
 from hrsa_jax.report import schema
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
@@ -84,18 +84,23 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
 
 @dataclass(frozen=True)
 class Figure:
-    """What part of a picture something else makes: a mean over the layers above h_0, by pair of models."""
+    """What part of a picture something else makes: a mean over the layers above h_0, by pair of models.
+
+    seeds: the same of two conversions of the base that differ in the seed only (None where a study has one seed).
+    """
 
     study: str
     question: str
     backbones: float
     embeddings: float
+    seeds: float | None
 
 
 def figures(name: str, results: Results) -> list[Figure]:
     """How much of the CKA picture sink tokens make, and how much of the k-NN gap bfloat16 alone makes."""
     hrsa = results.get("hrsa") or {}
     pairs = [hrsa.get(pair) or {} for pair in (BACKBONES, EMBEDDINGS)]
+    ceiling = hrsa.get(CEILING) or {}
     floor = ((results.get("noise_floor") or {}).get("runs") or {}).get("bfloat16") or {}
     found = []
     for question, measure in (
@@ -104,20 +109,24 @@ def figures(name: str, results: Results) -> list[Figure]:
         ("CKA, biased, all pairs of rows", "cka_biased"),
         ("k-NN overlap, k = 10", NEIGHBOURS),
         ("k-NN overlap, with sinks", f"{NEIGHBOURS}_with_sinks"),
+        ("correlation by dimension", "correlation"),
     ):
         if all(pair.get(measure) for pair in pairs):
-            found.append(Figure(name, question, *(_mean(pair[measure]) for pair in pairs)))
+            seeds = _mean(ceiling[measure]) if ceiling.get(measure) else None
+            found.append(Figure(name, question, *(_mean(pair[measure]) for pair in pairs), seeds))
     if floor.get(NEIGHBOURS) and all(pair.get(NEIGHBOURS) and _mean(pair[NEIGHBOURS]) < 1 for pair in pairs):
         lost = 1 - _mean(floor[NEIGHBOURS])
         shares = [lost / (1 - _mean(pair[NEIGHBOURS])) for pair in pairs]
-        found.append(Figure(name, "share of the k-NN gap that bfloat16 alone makes in the base", *shares))
+        found.append(Figure(name, "share of the k-NN gap that bfloat16 alone makes in the base", *shares, None))
     return found
 
 
 def figure_table(found: Sequence[Figure]) -> str:
     """Markdown: a line a figure."""
-    lines = ["| mean over layers | study | backbones | embedding models |", "|---|---|---|---|"]
-    lines += [f"| {f.question} | {f.study} | {f.backbones:.3f} | {f.embeddings:.3f} |" for f in found]
+    lines = ["| mean over layers | study | backbones | embedding models | two seeds of base-Emb |", "|" + "---|" * 5]
+    for f in found:
+        seeds = "" if f.seeds is None else f"{f.seeds:.3f}"
+        lines.append(f"| {f.question} | {f.study} | {f.backbones:.3f} | {f.embeddings:.3f} | {seeds} |")
     return "\n".join(lines) + "\n"
 
 

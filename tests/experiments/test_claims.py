@@ -71,7 +71,11 @@ def test_sft_is_compared_with_rlvr_layer_by_layer():
 
 
 def test_the_share_of_bfloat16_in_the_gap_is_what_was_planted():
-    by_question = {f.question: f for f in claims.figures("a", study(knn=0.6))}
+    results = study(knn=0.6)
+    results["hrsa"]["base-Emb_vs_base-Emb_other_seed"] = {"cka": curve(0.9)}
+    by_question = {f.question: f for f in claims.figures("a", results)}
+    assert by_question["CKA, sinks left out, different texts"].seeds == pytest.approx(0.9)
+    assert by_question["correlation by dimension"].seeds is None
     share = by_question["share of the k-NN gap that bfloat16 alone makes in the base"]
     assert share.backbones == pytest.approx(0.1 / 0.4)
     assert by_question["k-NN overlap, k = 10"].embeddings == pytest.approx(0.6)
@@ -88,7 +92,7 @@ def test_the_experiment_reads_workdirs_and_writes_a_table(tmp_path, capsys):
     said = capsys.readouterr()
     assert "holds           one: no measurable gain (null effect)" in said.out + said.err
     lines = (tmp_path / "out" / "claims.md").read_text().splitlines()
-    assert len([line for line in lines if line.startswith("|")]) == 4 + len(findings) + 2 * 3
+    assert len([line for line in lines if line.startswith("|")]) == 4 + len(findings) + 2 * 4
     with pytest.raises(InputError, match="two studies have one name"):
         claims.run({"studies": [str(tmp_path / "one"), f"one={tmp_path / 'two'}"]}, str(tmp_path / "b"), command="")
     with pytest.raises(InputError, match="studies is empty"):
