@@ -113,11 +113,12 @@ def figures(name: str, results: Results) -> list[Figure]:
     ):
         if all(pair.get(measure) for pair in pairs):
             seeds = _mean(ceiling[measure]) if ceiling.get(measure) else None
-            found.append(Figure(name, question, *(_mean(pair[measure]) for pair in pairs), seeds))
+            left, right = (_mean(pair[measure]) for pair in pairs)
+            found.append(Figure(name, question, left, right, seeds))
     if floor.get(NEIGHBOURS) and all(pair.get(NEIGHBOURS) and _mean(pair[NEIGHBOURS]) < 1 for pair in pairs):
         lost = 1 - _mean(floor[NEIGHBOURS])
-        shares = [lost / (1 - _mean(pair[NEIGHBOURS])) for pair in pairs]
-        found.append(Figure(name, "share of the k-NN gap that bfloat16 alone makes in the base", *shares, None))
+        left, right = (lost / (1 - _mean(pair[NEIGHBOURS])) for pair in pairs)
+        found.append(Figure(name, "share of the k-NN gap that bfloat16 alone makes in the base", left, right, None))
     return found
 
 
