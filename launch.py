@@ -32,7 +32,7 @@ EXPERIMENTS = (
 _ALONE = ("inspect", "plan")  # write nothing and run in one process
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override a setting by --config.NAME=VALUE.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run (local, or gs:// for checkpoints only).")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run, on a disk that all its hosts see.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for runs on several hosts.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator; 1 says: alone.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, with --coordinator.")
@@ -74,17 +74,24 @@ def _main(argv: list[str]) -> int:
 
 def _run(name: str, config: dict[str, Any]) -> int:
     """Calls the experiment."""
-    from hrsa_jax.runtime.errors import InputError
-
+    _check_workdir(name, _WORKDIR.value)
     _set_up_devices()
     experiment = importlib.import_module(f"experiments.{name}")
     if name in _ALONE:
-        if _WORKDIR.value is not None:
-            raise InputError(f"{name} writes nothing: leave --workdir out")
         return experiment.run(config)
-    if not _WORKDIR.value:
-        raise InputError("--workdir is missing: name the folder of this run, such as --workdir=runs/first")
     return experiment.run(config, _WORKDIR.value, command=_command())
+
+
+def _check_workdir(name: str, path: str | None) -> None:
+    from hrsa_jax.runtime.errors import InputError
+
+    if name in _ALONE:
+        if path is not None:
+            raise InputError(f"{name} writes nothing: leave --workdir out")
+    elif not path:
+        raise InputError("--workdir is missing: name the folder of this run, such as --workdir=runs/first")
+    elif "://" in path:
+        raise InputError(f"--workdir={path} is not a folder: name one on a disk, and copy it when the run has ended")
 
 
 def _explained(program: Callable[[], int]) -> int:

@@ -21,7 +21,7 @@ from hrsa_jax.evaluation.baselines import HashedBagOfWords, RandomVectors
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder, TextEncoder
 from hrsa_jax.evaluation.offline_registry import OFFLINE_TASKS
 from hrsa_jax.evaluation.offline_tasks import task_name
-from hrsa_jax.evaluation.runner import TaskScore, read_scores, run_tasks
+from hrsa_jax.evaluation.runner import TaskScore, read_scores, refuse_several_processes, run_tasks
 from hrsa_jax.evaluation.suites import Suite, suite
 from hrsa_jax.evaluation.tables import comparison_table, language_means, means, read_published
 from hrsa_jax.models.backbone import load
@@ -196,6 +196,7 @@ class EvaluateConfig:
 
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Runs or continues an evaluation in the folder `path`; returns the exit status."""
+    refuse_several_processes()
     setting = build(EvaluateConfig, config)
     published = read_published(setting.published) if setting.published else {}
     with Workdir(path, to_json(setting)) as workdir:

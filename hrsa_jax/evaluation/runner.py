@@ -76,11 +76,7 @@ def run_tasks(
     Raises:
         InputError: a worker number that is not below the number of workers; a run of several processes.
     """
-    if processes.count() > 1:
-        raise InputError(
-            "mteb tasks run in a process of their own: train without a monitor, then evaluate the exported model on "
-            "one host"
-        )
+    refuse_several_processes()
     if not 0 <= worker < workers:
         raise InputError(f"worker={worker} of workers={workers}: give each process another number from 0 on")
     tasks = list(tasks_fn())[worker::workers]
@@ -93,6 +89,19 @@ def run_tasks(
             log.line(f"  {number}/{len(tasks)} {score.task}: {outcome} ({score.seconds:.1f} s{cut})")
         scores.append(score)
     return scores
+
+
+def refuse_several_processes() -> None:
+    """mteb asks for vectors text by text, which processes that compute together cannot answer.
+
+    Raises:
+        InputError: this is a run of several processes.
+    """
+    if processes.count() > 1:
+        raise InputError(
+            f"benchmarks run in one process, and this run has {processes.count()}: give the same command to one host "
+            "alone, which keeps what is trained (a conversion: leave its monitor out)"
+        )
 
 
 def read_scores(model: MTEBEncoder, tasks_fn: TasksFn, folder: str | Path) -> list[TaskScore]:

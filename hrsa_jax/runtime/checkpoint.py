@@ -41,8 +41,8 @@ def _sum(array: jax.Array) -> jax.Array:
 
 
 def _sums(flat: dict[str, Any]) -> dict[str, int]:
-    pending = {key: _sum(leaf) for key, leaf in flat.items()}  # all are started before the first is waited for
-    return {key: int(value) for key, value in pending.items()}
+    # One after the other: of several processes, each sum is a meeting of all, and meetings that overlap can hang on CPU.
+    return {key: int(_sum(leaf)) for key, leaf in flat.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -54,10 +54,10 @@ def _reason(error: Exception) -> str:
 
 
 class Checkpoints:
-    """Numbered checkpoints in one folder (local or gs://); a save is visible only when it is complete.
+    """Numbered checkpoints in one folder; a save is visible only when it is complete.
 
     Args:
-        directory: folder, created when absent.
+        directory: folder, created when absent; an address (gs://) goes to Orbax as it is and was not tried.
         keep: how many of the newest steps stay on disk.
 
     Raises:

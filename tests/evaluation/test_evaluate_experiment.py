@@ -7,8 +7,10 @@ from tiny import write_model
 
 from experiments import evaluate
 from hrsa_jax.embedding.export import export_sentence_transformers
-from hrsa_jax.evaluation import mteb_encoder
+from hrsa_jax.evaluation import mteb_encoder, runner
+from hrsa_jax.evaluation.baselines import RandomVectors
 from hrsa_jax.models.backbone import load
+from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
 
 TASKS = ("OfflineNewsRetrieval", "OfflineNewsClassification")
@@ -133,3 +135,12 @@ def test_names_of_models():
         ("file", "a/b/file.gguf"),
         ("mine", "path/to/it/"),
     ]
+
+
+def test_several_processes_are_refused_before_anything_is_read_or_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(processes._here, "count", 2)
+    with pytest.raises(InputError, match="benchmarks run in one process, and this run has 2: give the same command"):
+        run(config(["nowhere/at-all"]), tmp_path / "run")
+    with pytest.raises(InputError, match="benchmarks run in one process"):  # of a study, of a conversion's monitor
+        runner.run_tasks(mteb_encoder.MTEBEncoder("random", RandomVectors()), lambda: [], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
