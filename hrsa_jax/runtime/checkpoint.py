@@ -41,7 +41,7 @@ def _sum(array: jax.Array) -> jax.Array:
 
 
 def _sums(flat: dict[str, Any]) -> dict[str, int]:
-    # One after the other: of several processes, each sum is a meeting of all, and meetings that overlap can hang on CPU.
+    # One after the other: each sum is a meeting of all processes, and meetings that overlap can hang on CPU.
     return {key: int(_sum(leaf)) for key, leaf in flat.items()}
 
 

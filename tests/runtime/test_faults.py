@@ -1,7 +1,8 @@
-"""Faults of runs on several devices: a process of two dies; a checkpoint is restored on another number of devices."""
+"""Faults of runs on several devices: a process of two dies or is asked to stop; checkpoints move between meshes."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -172,6 +173,14 @@ def finish(pair: list[subprocess.Popen[str]]) -> None:
     assert "convert" not in said[1].lower(), said[1]  # process 1 reports nothing
 
 
+def await_steps(pair: list[subprocess.Popen[str]], log: Path, count: int) -> None:
+    """Returns when process 0 wrote down `count` steps."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= count):
+        assert all(run.poll() is None for run in pair)
+        time.sleep(0.02)
+
+
 def weights(work: Path) -> bytes:
     return (work / "stages" / "convert" / "base-Emb-s0" / "model" / "model.safetensors").read_bytes()
 
@@ -184,9 +193,8 @@ def test_a_killed_process_ends_the_other_and_the_pair_continues_bit_for_bit(conf
         finish(start_pair(config, whole))
     work = tmp_path / "cut"
     pair = start_pair(config, work)
-    log, deadline = work / "metrics.jsonl", time.monotonic() + 300
-    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 4):
-        time.sleep(0.02)
+    log = work / "metrics.jsonl"
+    await_steps(pair, log, 4)
     pair[victim].kill()
     killed = time.monotonic()
     said = pair[1 - victim].communicate(timeout=60)[1]
@@ -201,3 +209,27 @@ def test_a_killed_process_ends_the_other_and_the_pair_continues_bit_for_bit(conf
     finish(start_pair(config, work))
     assert weights(work) == weights(whole)
     assert json.loads((work / "results.json").read_text())["kind"] == "conversion"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigterm_of_one_process_stops_both_after_the_same_step_with_a_checkpoint(config, tmp_path, asked):
+    whole = config.parent / "whole"
+    if not whole.exists():
+        finish(start_pair(config, whole))
+    work = tmp_path / "stopped"
+    pair = start_pair(config, work)
+    await_steps(pair, work / "metrics.jsonl", 2)
+    pair[asked].terminate()
+    began = time.monotonic()
+    said = [run.communicate(timeout=60)[1].strip().splitlines()[-1] for run in pair]
+    print(f"SIGTERM to process {asked}: both ended after {time.monotonic() - began:.1f} s; {said[0]}")
+    assert [run.returncode for run in pair] == [143, 143], said
+    stopped = [re.search(r"stopped after step (\d+) of 12; its checkpoint is saved: run the same", one) for one in said]
+    steps = {int(one[1]) if one else None for one in stopped}
+    assert len(steps) == 1, said
+    saved = [path.name for path in (work / "stages").rglob("checkpoints/*") if path.name.isdigit()]
+    assert steps == {max(map(int, saved))}
+    assert max(map(int, saved)) < 12
+    finish(start_pair(config, work))
+    assert weights(work) == weights(whole)
