@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from hrsa_jax.report import controls, reading
+from hrsa_jax.report.hrsa_figures import CEILING_STYLE, FLOOR_STYLE
+from hrsa_jax.report.measures import CEILING
 from hrsa_jax.report.svg import COLOURS, panel, shorten, to_svg
 from hrsa_jax.report.verdict import effect
 
@@ -80,6 +82,10 @@ def trajectory(results: Mapping[str, Any], measure: str) -> str | None:
         axes.plot(steps[1:], value[1:], "s", color=COLOURS["embeddings"], markersize=4.5)
         axes.plot(steps[:1], value[:1], "o", color=COLOURS["backbones"], markersize=7)
         axes.annotate("backbones", (steps[0], value[0]), (7, -3), textcoords="offset points", fontsize=8.5)
+        ends = (reading.pair_curve(results, CEILING, measure), controls.floor_curve(results, measure))
+        for curve, shade, style in zip(ends, (INK, MUTED), (CEILING_STYLE, FLOOR_STYLE), strict=True):
+            if curve is not None:
+                axes.axhline(float(np.nanmean(curve.value)), color=shade, linestyle=style)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.margins(y=0.15)
         axes.set_xlabel("step of the conversion")

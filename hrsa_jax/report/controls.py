@@ -134,7 +134,13 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if not math.isnan(p):
         out.append(("Sign-flip permutation over tasks", f"p = {p:.3f}", "beside the interval; ignores noise of seeds"))
     power = _power(results)
-    out.append(("Power", power or not_run, "" if power else "one seed: the spread between runs is unknown"))
+    out.append(
+        (
+            "Power",
+            power.removeprefix("Power: ").capitalize() or not_run,
+            "" if power else "one seed: the spread between runs is unknown",
+        )
+    )
     planted = results.get("planted") or []
     held = sum(bool(check.get("holds")) for check in planted)
     word = (
@@ -145,7 +151,11 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     out.append(("Noise floor", ", ".join(runs) if runs else not_run, "the table below" if runs else ""))
     index = results.get("realignment_index")
     measured = (
-        f"{len(index)} measures" if index else not_run if index is None else "no gap between backbones and ceiling"
+        f"{len(realignment_rows(results))} measures"
+        if index
+        else not_run
+        if index is None
+        else "no gap between backbones and ceiling"
     )
     out.append(("Seed ceiling and realignment index", measured, "section 4" if index else ""))
     return out
@@ -191,14 +201,18 @@ def floor_table(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def realignment_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(measure, index at its last layer, layers that have one) of the realignment index."""
+    """(measure, index at the last layer that has one, layers that have one) of the realignment index.
+
+    Measures of similarity only: a probe's accuracy on its own model does not say how alike two models are.
+    """
     out = []
     for measure, entry in (results.get("realignment_index") or {}).items():
         found = reading.curve(entry)
-        if found is None:
+        if found is None or measure not in MEASURES or not MEASURES[measure].direction:
             continue
         value, low, high = found.at(found.last)
         interval = "no interval" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+        where = f"layer {found.last}" + ("" if found.last == found.layers[-1] else ", not the last one")
         layers = f"{int(np.isfinite(found.value).sum())} of {len(found.layers)}"
-        out.append((label(measure), f"{value:.2f} {interval} at layer {found.last}", layers))
+        out.append((label(measure), f"{value:.2f} {interval} at {where}", layers))
     return out

@@ -123,23 +123,32 @@ def training_curves(results: Mapping[str, Any], models: tuple[str, ...], key: st
     if not traces:
         return None
     with panel() as (figure, axes):
-        drawn = [name for name, *_ in traces]
-        for index, (name, step, loss) in enumerate(traces):
-            seeds = f" ({drawn.count(name)} seeds)" if drawn.count(name) > 1 else ""
-            label = name + seeds if drawn.index(name) == index else None
+        for name in dict.fromkeys(name for name, *_ in traces):
+            own = [(step, loss) for model, step, loss in traces if model == name]
             style: Any = "-" if models.index(name) == 0 else (0, (4, 1.5))
-            window = max(1, len(loss) // 20)
-            if window > 2:
-                axes.plot(step, loss, color=COLOURS[name], alpha=0.3, linewidth=0.8)
-            x, y = (step, loss) if window <= 2 else _running_mean(step, loss, window)
-            axes.plot(x, y, color=COLOURS[name], linestyle=style, label=label)
-            if len(x) < 4:
-                axes.plot(x, y, "o", color=COLOURS[name], markersize=5)
+            _training_line(axes, name, own, style)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(ylabel)
-        axes.legend(loc="upper right")
+        if len(models) > 1:
+            handles = axes.get_legend_handles_labels()
+            figure.legend(*handles, loc="outside upper center", ncols=2, handlelength=2.6, columnspacing=1.2)
         return to_svg(figure, key)
+
+
+def _training_line(axes: Axes, name: str, own: list[tuple[np.ndarray, np.ndarray]], style: Any) -> None:
+    """One model's loss: the mean of its seeds (or a running mean) over the faint raw values."""
+    step, loss = own[0]
+    if len(own) > 1 and all(np.array_equal(step, other) for other, _ in own):
+        loss = np.mean([values for _, values in own], axis=0)
+    window = max(1, len(loss) // 20)
+    if window > 2 or len(own) > 1:
+        for raw_step, raw in own:
+            axes.plot(raw_step, raw, color=COLOURS[name], alpha=0.3, linewidth=0.8)
+    x, y = (step, loss) if window <= 2 else _running_mean(step, loss, window)
+    axes.plot(x, y, color=COLOURS[name], linestyle=style, label=name)
+    if len(x) < 4:
+        axes.plot(x, y, "o", color=COLOURS[name], markersize=5)
 
 
 def _running_mean(step: np.ndarray, loss: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""HRSA figures: layer x layer heatmaps, matching-layer curves with bands, probes, slopes, realignment gaps."""
+"""HRSA figures: layer x layer heatmaps, matching-layer curves with bands, neighbours by k, probes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from hrsa_jax.report import controls, reading
-from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIRS, REALIGNED
+from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIRS
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
 
 INK, MUTED = COLOURS["ink"], COLOURS["muted"]
 PAIR_COLOURS = {BACKBONES: COLOURS["backbones"], EMBEDDINGS: COLOURS["embeddings"]}
 PAIR_STYLES: dict[str, Any] = {BACKBONES: "-", EMBEDDINGS: (0, (5, 1.3))}
+CEILING_STYLE: Any = (0, (1.2, 1.3))
+FLOOR_STYLE: Any = (0, (8, 2))
+CHANCE_STYLE: Any = (0, (6, 2, 1, 2))
 NOT_ZERO = "axis does not start at 0"
 _AXES_OF = {BACKBONES: ("base", "reasoning"), EMBEDDINGS: ("base-Emb", "reasoning-Emb")}
 
@@ -29,7 +32,7 @@ def heatmap(results: Mapping[str, Any], pair: str, name: str = "cka_matrix") -> 
         shown = np.ma.masked_invalid(np.clip(matrix.value, 0.0, 1.0))
         image = axes.imshow(shown, cmap="cividis", vmin=0.0, vmax=1.0, origin="lower", interpolation="none")
         for axis, layers, model in ((axes.xaxis, matrix.layers_b, columns), (axes.yaxis, matrix.layers_a, rows)):
-            at = _tick_positions(len(layers))
+            at = tick_positions(len(layers))
             axis.set_ticks(at, [str(layers[index]) for index in at])
             axis.set_label_text(f"layer of {model}")
         axes.grid(False)
@@ -42,7 +45,7 @@ def heatmap(results: Mapping[str, Any], pair: str, name: str = "cka_matrix") -> 
         return to_svg(figure, f"heat-{pair}-{name}")
 
 
-def _tick_positions(count: int) -> list[int]:
+def tick_positions(count: int) -> list[int]:
     """Positions 0, 5, 10, ... (or fewer, wider steps for deep models)."""
     step = next(step for step in (1, 2, 5, 10, 20, 50) if count / step <= 9 or step == 50)
     return list(range(0, count, step))
@@ -56,18 +59,23 @@ def pair_curves(results: Mapping[str, Any], measure: str) -> str | None:
         return None
     with panel() as (figure, axes):
         for pair, entry in curves.items():
-            _draw(axes, entry, PAIR_COLOURS[pair], PAIR_STYLES[pair])
-        ceiling = reading.pair_curve(results, CEILING, measure)
-        if ceiling is not None:
-            _draw(axes, ceiling, INK, (0, (1.2, 1.3)), band=False)
-        floor = controls.floor_curve(results, measure)
-        if floor is not None:
-            _draw(axes, floor, MUTED, (0, (8, 2)), band=False)
+            draw(axes, entry, PAIR_COLOURS[pair], PAIR_STYLES[pair])
+        others = references(axes, results, measure)
         name = "random rotation (Haar)" if measure == "inverse_row_entropy" else "chance"
         _chance(axes, list(curves.values()), name)
-        others = [found for found in (ceiling, floor) if found is not None]
         _finish(axes, [*curves.values(), *others], MEASURES[measure].short)
         return to_svg(figure, f"curve-{measure}")
+
+
+def references(axes: Axes, results: Mapping[str, Any], measure: str, *, floor: bool = True) -> list[reading.Curve]:
+    """Draws the seed ceiling (dotted) and the noise floor (long dashes) of a measure, as far as they were measured."""
+    found = [(reading.pair_curve(results, CEILING, measure), INK, CEILING_STYLE)]
+    if floor:
+        found.append((controls.floor_curve(results, measure), MUTED, FLOOR_STYLE))
+    for entry, colour, style in found:
+        if entry is not None:
+            draw(axes, entry, colour, style, band=False)
+    return [entry for entry, *_ in found if entry is not None]
 
 
 def knn_by_k(results: Mapping[str, Any]) -> str | None:
@@ -85,8 +93,9 @@ def knn_by_k(results: Mapping[str, Any]) -> str | None:
             axes.plot(
                 at, values[:, 0], "os"[place], color=PAIR_COLOURS[pair], linestyle=PAIR_STYLES[pair], markersize=6
             )
+        _by_k_references(axes, results, ks)
         chance = [np.nan if curve.chance is None else curve.chance[-1] for curve in next(iter(drawn.values()))]
-        axes.plot(range(len(ks)), chance, color=MUTED, linestyle=(0, (1.2, 1.6)), linewidth=1.3)
+        axes.plot(range(len(ks)), chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
         axes.annotate("chance", (0, chance[0]), (2, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
         axes.set_xticks(range(len(ks)), [str(k) for k in ks])
         axes.set_ylim(0, 1.03)
@@ -95,19 +104,33 @@ def knn_by_k(results: Mapping[str, Any]) -> str | None:
         return to_svg(figure, "knn-by-k")
 
 
+def _by_k_references(axes: Axes, results: Mapping[str, Any], ks: Sequence[int]) -> None:
+    """The seed ceiling and the noise floor at the last layer, for the k that have them."""
+    ceilings = [reading.pair_curve(results, CEILING, f"knn_{k}") for k in ks]
+    floors = [controls.floor_curve(results, f"knn_{k}") for k in ks]
+    for found, colour, style in ((ceilings, INK, CEILING_STYLE), (floors, MUTED, FLOOR_STYLE)):
+        at = [(place, entry.at(entry.last)[0]) for place, entry in enumerate(found) if entry is not None]
+        if at:
+            axes.plot(*zip(*at, strict=True), "." if len(at) == 1 else "", color=colour, linestyle=style)
+
+
 def variant_curves(results: Mapping[str, Any], pair: str, measures: Mapping[str, str], key: str) -> str | None:
-    """Several variants of one measure for one pair (sinks in or out, biased or debiased), labelled in a legend."""
+    """Several variants of one measure for one pair (sinks in or out, biased or debiased), labelled in a legend.
+
+    The seed ceiling and the noise floor are those of the first variant.
+    """
     found = {name: reading.pair_curve(results, pair, name) for name in measures}
     curves = {name: entry for name, entry in found.items() if entry is not None}
     if not curves:
         return None
-    styles: list[Any] = ["-", (0, (5, 1.3)), (0, (1.2, 1.3)), (0, (6, 1.3, 1.2, 1.3))]
-    shades = [PAIR_COLOURS[pair], INK, MUTED, INK]
+    styles: list[Any] = ["-", (0, (5, 1.3)), (0, (6, 1.3, 1.2, 1.3))]
+    shades = [PAIR_COLOURS[pair], INK, MUTED]
     with panel() as (figure, axes):
         for name, style, shade in zip(measures, styles, shades, strict=False):
             if name in curves:
-                _draw(axes, curves[name], shade, style, label=measures[name], band=name == next(iter(measures)))
-        _finish(axes, list(curves.values()), "linear CKA")
+                draw(axes, curves[name], shade, style, label=measures[name], band=name == next(iter(measures)))
+        others = references(axes, results, next(iter(measures)))
+        _finish(axes, [*curves.values(), *others], "linear CKA")
         _legend(axes)
         return to_svg(figure, key)
 
@@ -116,12 +139,15 @@ PROBES: dict[str, tuple[str, str, Any]] = {
     "probe_source": ("base's own probe on base", "base", "-"),
     "probe_target": ("reasoning's own probe on reasoning", "reasoning", "-"),
     "probe_transfer": ("base's probe on reasoning, as is", "ink", (0, (5, 1.3))),
-    "probe_transfer_aligned": ("base's probe on reasoning, rotated", "muted", (0, (1.2, 1.3))),
+    "probe_transfer_aligned": ("base's probe on reasoning, rotated", "muted", (0, (6, 1.3, 1.2, 1.3))),
 }
 
 
 def probes(results: Mapping[str, Any], pair: str) -> str | None:
-    """Probe accuracy by layer: own ceilings, raw transfer, rotated transfer."""
+    """Probe accuracy by layer: own ceilings, raw transfer, rotated transfer; of embedding models the seed ceiling too.
+
+    The ceiling is the raw transfer between two seeds of base-Emb. There is no noise floor of probes.
+    """
     found = {name: reading.pair_curve(results, pair, name) for name in PROBES}
     curves = {name: entry for name, entry in found.items() if entry is not None}
     if not curves:
@@ -132,23 +158,23 @@ def probes(results: Mapping[str, Any], pair: str) -> str | None:
             text, colour, style = PROBES[name]
             colour = colour + suffix if colour in ("base", "reasoning") else colour
             band = name in ("probe_source", "probe_transfer")
-            _draw(axes, entry, COLOURS[colour], style, label=text, band=band)
+            draw(axes, entry, COLOURS[colour], style, label=text, band=band)
+        others = references(axes, results, "probe_transfer", floor=False) if pair == EMBEDDINGS else []
         _chance(axes, list(curves.values()), "chance")
-        _finish(axes, list(curves.values()), "accuracy")
+        _finish(axes, [*curves.values(), *others], "accuracy")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=1, handlelength=2.6)
         return to_svg(figure, f"probe-{pair}")
 
 
-def _draw(
+def draw(
     axes: Axes, entry: reading.Curve, colour: str, style: Any, *, label: str | None = None, band: bool = True
 ) -> None:
+    """One curve with its 95% band; where layers are missing, those that were measured are marked."""
     if band and np.isfinite(entry.low).any():
         axes.fill_between(entry.layers, entry.low, entry.high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(entry.layers, entry.value, color=colour, linestyle=style, label=label)
-    # A lone value between missing neighbours has no line: mark it.
-    finite = np.concatenate([[False], np.isfinite(entry.value), [False]])
-    lone = finite[1:-1] & ~finite[:-2] & ~finite[2:]
-    axes.plot(entry.layers[lone], entry.value[lone], "o", color=colour, markersize=5)
+    if entry.missing_layers():
+        axes.plot(entry.layers, entry.value, "o", color=colour, markersize=3.2)
 
 
 def _chance(axes: Axes, curves: Sequence[reading.Curve], name: str) -> None:
@@ -156,7 +182,7 @@ def _chance(axes: Axes, curves: Sequence[reading.Curve], name: str) -> None:
     entry = next((entry for entry in curves if entry.chance is not None), None)
     if entry is None or entry.chance is None:
         return
-    axes.plot(entry.layers, entry.chance, color=MUTED, linestyle=(0, (1.2, 1.6)), linewidth=1.3)
+    axes.plot(entry.layers, entry.chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
     level = entry.chance[np.isfinite(entry.chance)][0]
     axes.annotate(
         f"{name} {level:.3f}", (float(entry.layers[0]), float(level)), (2, 3), textcoords="offset points",
@@ -171,7 +197,7 @@ def _finish(axes: Axes, curves: Sequence[reading.Curve], ylabel: str) -> None:
         values = np.concatenate([values, *(entry.chance for entry in curves if entry.chance is not None)])
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     layers = np.unique(np.concatenate([entry.layers for entry in curves]))
-    at = _tick_positions(len(layers))
+    at = tick_positions(len(layers))
     axes.set_xticks([int(layers[index]) for index in at])
     axes.set_xlabel("layer")
     if low > 0.6 * high:
@@ -187,96 +213,3 @@ def _legend(axes: Axes) -> None:
     axes.figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, handlelength=2.2, columnspacing=1.2
     )  # type: ignore[call-arg]
-
-
-def gap_curves(results: Mapping[str, Any], measure: str) -> str | None:
-    """Embedding pair minus backbone pair by layer, with its 95% band around the zero line."""
-    gap = reading.gap_curve(results, measure)
-    if gap is None:
-        return None
-    with panel(4.4, 2.5) as (figure, axes):
-        axes.axhline(0, color=MUTED, linewidth=1)
-        _draw(axes, gap, COLOURS["embeddings"], "-")
-        values = np.concatenate([gap.value, gap.low, gap.high, [0.0]])
-        reach = 1.15 * max(float(np.nanmax(np.abs(values))), 1e-3)
-        axes.set_ylim(-reach, reach)
-        axes.set_xticks([int(gap.layers[index]) for index in _tick_positions(len(gap.layers))])
-        axes.set_xlabel("layer")
-        axes.set_ylabel(f"change in {MEASURES[measure].short}", fontsize=8.5)
-        up, down = ("more alike", "less alike") if MEASURES[measure].direction > 0 else ("less alike", "more alike")
-        for text, y, side in ((f"↑ {up}", 0.985, "top"), (f"↓ {down}", 0.015, "bottom")):
-            axes.text(0.012, y, text, transform=axes.transAxes, va=side, color=MUTED, fontsize=8.5)
-        return to_svg(figure, f"gap-{measure}")
-
-
-def slope_layers(results: Mapping[str, Any]) -> list[int]:
-    """The layers of the slope charts: the middle one and the last that both pairs were measured at."""
-    shared = _slopes_at(results, None)
-    layers = sorted({layer for layer, *_ in shared})
-    return sorted({layers[len(layers) // 2], layers[-1]}) if layers else []
-
-
-def _slopes_at(results: Mapping[str, Any], layer: int | None) -> list[tuple[int, str, float, float, bool | None]]:
-    """(layer, measure, backbones, embeddings, gap excludes 0) with every measure turned so that up is more alike."""
-    out: list[tuple[int, str, float, float, bool | None]] = []
-    for measure in REALIGNED:
-        left, right = (reading.pair_curve(results, pair, measure) for pair in PAIRS)
-        if left is None or right is None:
-            continue
-        gap = reading.gap_curve(results, measure)
-        for at in left.layers if layer is None else [layer]:
-            a, b = left.at(int(at))[0], right.at(int(at))[0]
-            if not (np.isfinite(a) and np.isfinite(b)):
-                continue
-            low, high = gap.at(int(at))[1:] if gap is not None else (np.nan, np.nan)
-            clear = None if not np.isfinite(low) else bool(low > 0 or high < 0)
-            turned = (1 - a, 1 - b) if MEASURES[measure].direction < 0 else (a, b)
-            out.append((int(at), measure, *turned, clear))
-    return out
-
-
-def slope(results: Mapping[str, Any], layer: int) -> str | None:
-    """Slope chart at one layer: each measure from the backbone pair to the embedding pair, up = more alike."""
-    lines = _slopes_at(results, layer)
-    if not lines:
-        return None
-    with panel(4.4, 3.6) as (figure, axes):
-        for _, _, a, b, clear in lines:
-            weight, style = (1.9, "-") if clear else (1.2, "-" if clear is False else (0, (2, 2)))
-            axes.plot([0, 1], [a, b], color=INK if clear else MUTED, linewidth=weight, linestyle=style, zorder=2)
-            axes.plot([0], [a], "o", color=PAIR_COLOURS[BACKBONES], markersize=6, zorder=3)
-            axes.plot([1], [b], "o", color=PAIR_COLOURS[EMBEDDINGS], markersize=6, zorder=3)
-        lowest = min(min(a, b) for _, _, a, b, _ in lines)
-        bottom = min(0.0, lowest) - 0.05 if lowest < 0.45 else lowest - 0.1
-        axes.set_ylim(bottom, 1.03)
-        if bottom > 0:
-            axes.text(0.995, 0.02, NOT_ZERO, transform=axes.transAxes, ha="right", color=MUTED, fontsize=8)
-        heights = _spread([b for _, _, _, b, _ in lines], 0.062 * (1.03 - bottom))
-        for y, (_, measure, _, b, _) in zip(heights, lines, strict=True):
-            text = MEASURES[measure].short if MEASURES[measure].direction > 0 else f"1 - {MEASURES[measure].short}"
-            axes.plot([1.03, 1.09], [b, y], color=COLOURS["grid"], linewidth=0.9, clip_on=False)
-            axes.text(1.1, y, text, va="center", fontsize=8.5)
-        axes.set_xlim(-0.06, 1.75)
-        axes.set_xticks([0, 1], ["backbones", "embedding\nmodels"])
-        axes.set_ylabel("similarity (1 = alike)")
-        axes.spines["bottom"].set_visible(False)
-        axes.grid(False, axis="x")
-        return to_svg(figure, f"slope-{layer}")
-
-
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved as little as needed so that labels stand at least `gap` apart, all below the top."""
-    order = np.argsort(heights)
-    placed = [float(heights[index]) for index in order]
-    for _ in range(200):
-        for i in range(len(placed) - 1):
-            short = gap - (placed[i + 1] - placed[i])
-            if short > 1e-9:
-                placed[i] -= short / 2
-                placed[i + 1] += short / 2
-        over = max(0.0, placed[-1] - 1.02)
-        placed[-1] -= over
-    out = [0.0] * len(placed)
-    for position, index in enumerate(order):
-        out[index] = placed[position]
-    return out

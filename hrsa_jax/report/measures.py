@@ -36,7 +36,8 @@ _ROWS = (
     ("procrustes_cosine", "cosine after the best rotation", "rotated cosine", "representation", 1,
      "1 = every token points the same way once rotated"),
     ("inverse_row_entropy", "inverse row entropy of the rotation", "inverse row entropy", "representation", 1,
-     "1 = axes keep their identity; the Haar line is what a random rotation scores"),
+     "a picture of the map from one model onto the other, one number a layer: 1 = every axis goes to one axis of the "
+     "other, the Haar line = each is smeared over all, as by a random rotation"),
     ("cka", "linear CKA, debiased, sinks out", "CKA", "geometry", 1,
      "1 = same global geometry up to rotation and scale; 0 = unrelated"),
     ("cka_biased", "linear CKA, biased form", "CKA (biased)", "geometry", 1,
@@ -44,11 +45,30 @@ _ROWS = (
     ("cka_with_sinks", "linear CKA, attention sinks kept", "CKA (with sinks)", "geometry", 1,
      "a few tokens of huge norm decide it; compare with sinks out"),
     ("knn_5", "overlap of the 5 nearest neighbours", "5-NN overlap", "geometry", 1,
-     "1 = same neighbours for every token; the dotted line is chance"),
+     "1 = same neighbours for every token; the line at the bottom is chance"),
     ("knn_10", "overlap of the 10 nearest neighbours", "10-NN overlap", "geometry", 1,
-     "1 = same neighbours for every token; the dotted line is chance"),
+     "1 = same neighbours for every token; the line at the bottom is chance"),
     ("knn_50", "overlap of the 50 nearest neighbours", "50-NN overlap", "geometry", 1,
-     "1 = same neighbours for every token; the dotted line is chance"),
+     "1 = same neighbours for every token; the line at the bottom is chance"),
+    *(
+        (f"knn_{k}_other_texts", f"overlap of the {k} nearest neighbours from other texts", f"{k}-NN, other texts",
+         "geometry", 1, "neighbours from the same text left out")
+        for k in (5, 10, 50)
+    ),
+    *(
+        (f"knn_{k}_other_tokens", f"overlap of the {k} nearest neighbours with another token",
+         f"{k}-NN, other tokens", "geometry", 1, "neighbours that are the same token left out")
+        for k in (5, 10, 50)
+    ),
+    *(
+        (f"knn_{k}_with_sinks", f"overlap of the {k} nearest neighbours, attention sinks kept",
+         f"{k}-NN (with sinks)", "geometry", 1, "compare with sinks out")
+        for k in (5, 10, 50)
+    ),
+    ("cka_zscored", "linear CKA, every dimension at unit variance", "CKA (z-scored)", "geometry", 1,
+     "no single dimension of large variance can decide it"),
+    ("cka_top_pc_removed", "linear CKA, first principal component removed", "CKA (top PC out)", "geometry", 1,
+     "what is left once the largest direction is gone"),
     ("probe_source", "probe of base, tested on base", "base's own probe", "function", 0,
      "ceiling: accuracy of a linear probe on the model it was fitted on"),
     ("probe_target", "probe of reasoning, tested on reasoning", "reasoning's own probe", "function", 0,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from hrsa_jax.report import controls, figures, panels, reading, schema, tables, verdict
+from hrsa_jax.report import controls, figures, panels, reading, record, schema, tables, verdict
 from hrsa_jax.report.measures import CEILING, PAIR_LABELS, PAIR_SHORT
 from hrsa_jax.report.svg import COLOURS, css_name
 from hrsa_jax.runtime import processes
@@ -91,26 +91,28 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "gaps": panels.gap_panels(results),
         "reasoning": tables.reasoning(results),
         "ceiling": verdict.has_pair(results, CEILING),
-        "variant_facts": tables.variant_facts(results),
+        "variant_facts": record.variant_facts(results),
         "variant": {
+            "questions": record.questions_text(results),
             "method": str((results.get("reasoning") or {}).get("method") or "not stated"),
             "label": verdict.variant_label(results),
-            "loss_change": tables.loss_change_text(results),
+            "loss_change": record.loss_change_text(results),
             "failed": results.get("reasoning") is not None and verdict.variant_failed(results),
         },
         "tuning": panels.tuning_panels(results),
         "sinks": tables.sinks(results),
-        "refusals": tables.refusals(results),
-        "methods": tables.methods(results),
+        "refusals": record.refusals(results),
+        "methods": record.methods(results),
         "notes": _notes(results),
         "sameness_note": verdict.SAMENESS_NOTE,
-        "left_out": tables.left_out(results),
+        "left_out": record.left_out(results),
         "comparison_facts": _comparison_facts(results),
         "command": str(provenance.get("command") or ""),
-        "provenance": tables.facts({k: v for k, v in provenance.items() if k not in ("command", "versions", "hashes")}),
-        "versions": tables.facts(provenance.get("versions")),
-        "hashes": tables.facts({**(provenance.get("hashes") or {}), **(results.get("fingerprints") or {})}),
-        "models": [(name, tables.facts(entry)) for name, entry in (results.get("models") or {}).items()],
+        "provenance": record.provenance(results),
+        "versions": record.facts(provenance.get("versions")),
+        "hashes": record.hashes(results),
+        "models": record.models(results),
+        "sample": record.sample_text(results),
         "timings": _timing_rows(results),
         "times": panels.panel_of(
             "Time per stage",
@@ -147,7 +149,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
 
 def _comparison_facts(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     return [
-        (PAIR_LABELS.get(pair, pair), tables.facts(parts.get("facts")))
+        (PAIR_LABELS.get(pair, pair), record.facts(parts.get("facts")))
         for pair, parts in (results.get("hrsa") or {}).items()
         if parts.get("facts")
     ]

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from hrsa_jax.report import control_figures, figures, hrsa_figures, reading
-from hrsa_jax.report.measures import MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
+from hrsa_jax.report import control_figures, controls, figures, hrsa_figures, reading, realignment_figures
+from hrsa_jax.report.measures import CEILING, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,24 @@ def _curve_panel(results: Mapping[str, Any], measure: str) -> Panel:
             gaps.append(f"{PAIR_SHORT[pair]} not measured")
         else:
             if entry.missing_layers():
-                layers = ", ".join(map(str, entry.missing_layers()[:8]))
-                gaps.append(f"no value for the {PAIR_SHORT[pair]} at layer {layers}")
+                gaps.append(f"no value for the {PAIR_SHORT[pair]} at {_layers(entry)}")
             if not (entry.low == entry.low).any():
                 gaps.append(f"no interval for the {PAIR_SHORT[pair]}")
+    if gaps and measure == "inverse_row_entropy":
+        gaps.append("a layer is left out where the texts do not settle the rotation")
     reading_text = known.reading[0].upper() + known.reading[1:] + "."
     missing = f" Missing: {'; '.join(gaps)}." if gaps else ""
     svg = hrsa_figures.pair_curves(results, measure)
     title = known.label[0].upper() + known.label[1:]
     return panel_of(title, reading_text + missing, svg, _why(results, measure))
+
+
+def _layers(entry: reading.Curve) -> str:
+    """The layers without a value, or how many they are."""
+    missing = entry.missing_layers()
+    if len(missing) > 8:
+        return f"{len(missing)} of {len(entry.layers)} layers"
+    return f"layer {', '.join(map(str, missing))}"
 
 
 _CKA_VARIANTS = {"cka": "debiased, sinks out", "cka_biased": "biased", "cka_with_sinks": "sinks kept"}
@@ -116,18 +126,29 @@ def _heatmap_panel(results: Mapping[str, Any], pair: str) -> Panel:
     return panel_of(
         f"Every layer against every layer: {PAIR_SHORT[pair]}",
         f"Debiased linear CKA, {PAIR_LABELS[pair]}; both heatmaps share the scale 0 to 1 (values below 0 are drawn as "
-        "0). Bright on the diagonal: the same layer does the same job in both. A bright block: neighbouring layers "
-        "share their geometry.",
+        "0). Bright on the diagonal: the same layer holds the same geometry in both. A bright block: neighbouring "
+        "layers share theirs." + _diagonal(results, pair),
         hrsa_figures.heatmap(results, pair),
         _why(results, "cka_matrix", (pair,)),
     )
+
+
+def _diagonal(results: Mapping[str, Any], pair: str) -> str:
+    """The mean of the diagonal beside the seed ceiling and the noise floor, which a heatmap cannot draw."""
+    found = (
+        ("here", reading.pair_curve(results, pair, "cka")),
+        ("between two seeds of base-Emb", reading.pair_curve(results, CEILING, "cka")),
+        ("base against itself under other numerics", controls.floor_curve(results, "cka")),
+    )
+    said = [f"{entry.value[np.isfinite(entry.value)].mean():.3f} {what}" for what, entry in found if entry is not None]
+    return f" Mean of the diagonal: {', '.join(said)}." if said else ""
 
 
 def _by_k_panel(results: Mapping[str, Any]) -> Panel:
     return panel_of(
         "Neighbour overlap by the number of neighbours",
         "Few neighbours ask about the closest surroundings, many about the wider ones. Bars: 95% intervals. "
-        "Dotted: chance.",
+        "The line at the bottom is chance, what unrelated models share.",
         hrsa_figures.knn_by_k(results),
         "Not measured for all of k = 5, 10, 50.",
     )
@@ -136,19 +157,21 @@ def _by_k_panel(results: Mapping[str, Any]) -> Panel:
 def _variant_panel(results: Mapping[str, Any], pair: str) -> Panel:
     return panel_of(
         f"CKA three ways: {PAIR_SHORT[pair]}",
-        "Coloured, with its 95% band: debiased, sinks out. Dashed: the biased form, as published. Dotted: attention "
-        "sinks kept; where it differs, a few huge tokens decide the number.",
+        "Coloured, with its 95% band: debiased, sinks out. Black dashes: the biased form, as published. "
+        "Dash-dot: attention sinks kept; where it differs, a few huge tokens decide the number.",
         hrsa_figures.variant_curves(results, pair, _CKA_VARIANTS, f"cka3-{pair}"),
         _why(results, "cka", (pair,)),
     )
 
 
 def _probe_panel(results: Mapping[str, Any], pair: str) -> Panel:
+    has_ceiling = reading.pair_curve(results, CEILING, "probe_transfer") is not None
     return panel_of(
         f"Linear probes: {PAIR_SHORT[pair]}",
         "Share of held-out texts that a linear probe labels correctly, by layer. Transfer close to the probes' own "
         "accuracy: both models keep the labels in the same directions. Raw transfer below, rotated transfer close: "
-        "the same information in another basis.",
+        "the same information in another basis."
+        + (" Dotted: base-Emb's probe read on another seed of it." if pair == EMBEDDINGS and has_ceiling else ""),
         hrsa_figures.probes(results, pair),
         _why(results, "probe_transfer", (pair,)),
     )
@@ -156,11 +179,15 @@ def _probe_panel(results: Mapping[str, Any], pair: str) -> Panel:
 
 def slope_panels(results: Mapping[str, Any]) -> list[Panel]:
     caption = (
-        "Left: similarity of the two backbones. Right: similarity of the two embedding models. Every measure is "
+        "First column: similarity of the two backbones. Second: of the two embedding models. Every measure is "
         "turned so that up is more alike. Thick: the 95% interval of the paired gap excludes 0. Thin: it does not. "
-        "Dotted: no interval."
+        "Dashed: no interval."
     )
-    layers = hrsa_figures.slope_layers(results)
+    if CEILING in (results.get("hrsa") or {}):
+        caption += " Diamonds: two seeds of one backbone, as alike as equal models get."
+    if controls.floor_runs(results):
+        caption += " Grey dashes at the left: base against itself under other numerics, where measured."
+    layers = realignment_figures.slope_layers(results)
     if not layers:
         return [panel_of("From backbones to embedding models", caption, None,
                        "Not measured: no measure is present for both pairs.")]  # fmt: skip
@@ -168,7 +195,7 @@ def slope_panels(results: Mapping[str, Any]) -> list[Panel]:
     for layer in layers:
         where = f"layer {layer}" + (" (last)" if layer == layers[-1] else " (middle)")
         panels.append(panel_of(f"From backbones to embedding models, {where}", caption,
-                             hrsa_figures.slope(results, layer), ""))  # fmt: skip
+                             realignment_figures.slope(results, layer), ""))  # fmt: skip
     return panels
 
 
@@ -187,7 +214,7 @@ def trajectory_panels(results: Mapping[str, Any]) -> list[Panel]:
 def controls_panel(results: Mapping[str, Any]) -> Panel:
     return panel_of(
         "Equal models, a worse model, and this study's difference",
-        "Top: this study. Blue: base-Emb of one seed minus another, equal by design. Grey: a sibling known to be "
+        "Top: this study. Blue: base-Emb of one seed minus another, equal by design. Grey: a sibling meant to be "
         "worse. Bars: 90% intervals. Shaded: the margin. Equal models should stay inside the shade and the worse one "
         "outside.",
         control_figures.controls_forest(results),
@@ -196,15 +223,16 @@ def controls_panel(results: Mapping[str, Any]) -> Panel:
 
 
 def gap_panels(results: Mapping[str, Any]) -> list[Panel]:
-    panels = []
+    panels, ceiling = [], CEILING in (results.get("hrsa") or {})
     for measure in ("correlation", "procrustes_residual", "cka", "knn_10"):
         known = MEASURES[measure]
         panels.append(
             panel_of(
                 f"Gap by layer: {known.short}",
                 f"{known.label[0].upper()}{known.label[1:]}, embedding pair minus backbone pair, paired by text, "
-                "with its 95% band (each layer on its own). A band away from 0: conversion changed how alike they are.",
-                hrsa_figures.gap_curves(results, measure),
+                "with its 95% band (each layer on its own). A band away from 0: conversion changed how alike they are."
+                + (" Dotted: where the gap would be if they were as alike as two seeds." if ceiling else ""),
+                realignment_figures.gap_curves(results, measure),
                 "Not measured: results.json holds no paired gap for it.",
             )
         )
@@ -231,7 +259,7 @@ def tuning_panels(results: Mapping[str, Any]) -> list[Panel]:
         panel_of(
             "Converting both backbones",
             "Contrastive loss (nats a query) by optimiser step, same data order for both. Curves on top of each "
-            "other: the two were trained alike.",
+            "other: the two were trained alike. Of several seeds: their mean, single ones faint.",
             figures.training_curves(results, ("base-Emb", "reasoning-Emb"), "train-emb", "contrastive loss (nats)"),
             "No training curves of the conversions are recorded.",
         ),

@@ -235,8 +235,8 @@ def accuracy(results: Mapping[str, Any], when: str) -> Accuracy | None:
     return Accuracy(rate, n, low, high, loss, loss_low, loss_high)
 
 
-def loss_change(results: Mapping[str, Any]) -> tuple[float, float, float]:
-    """(change, low, high) of the held-out solution loss relative to before, paired by problem; NaN where missing."""
-    entry = (results.get("reasoning") or {}).get("loss_change") or {}
+def loss_change(entry: Any) -> tuple[float, float, float]:
+    """(change, low, high) of a solution loss relative to before, paired by problem; NaN where missing."""
+    entry = entry if isinstance(entry, Mapping) else {}
     low, high = (number(bound) for bound in (entry.get("interval95") or (None, None)))
     return number(entry.get("relative")), low, high

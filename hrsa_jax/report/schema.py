@@ -207,12 +207,13 @@ def _check_reasoning(reasoning: Mapping[str, Any], where: str) -> None:
             _check_interval(part.get(field), f"reasoning.{name}.{field}", where)
     if reasoning.get("training") is not None:
         _check_columns(reasoning["training"], ("step", "loss"), "reasoning.training", where)
-    change = reasoning.get("loss_change")
-    if change is not None:
-        if not isinstance(change, Mapping):
-            raise _broken(where, "reasoning.loss_change", f"is {_kind(change)}", "an object")
-        _check_number(change.get("relative"), "reasoning.loss_change.relative", where)
-        _check_interval(change.get("interval95"), "reasoning.loss_change.interval95", where)
+    for name in ("loss_change", "unseen_loss_change"):
+        change = reasoning.get(name)
+        if change is not None:
+            if not isinstance(change, Mapping):
+                raise _broken(where, f"reasoning.{name}", f"is {_kind(change)}", "an object")
+            _check_number(change.get("relative"), f"reasoning.{name}.relative", where)
+            _check_interval(change.get("interval95"), f"reasoning.{name}.interval95", where)
 
 
 def _check_columns(table: Any, names: Sequence[str], part: str, where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hrsa_jax.evaluation.breakdowns import by_group
-from hrsa_jax.report import controls, reading
-from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
+from hrsa_jax.report import reading
+from hrsa_jax.report.measures import MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
 from hrsa_jax.report.verdict import effect, estimate_text, gap_counts, points, variant_failed
 
 
@@ -190,7 +189,9 @@ def sinks(results: Mapping[str, Any]) -> Table | None:
         apart = {at: value for at, value in apart.items() if not math.isnan(value)}
         if not apart:
             continue
-        for layer, why in ((max(apart), "last layer"), (max(apart, key=apart.__getitem__), "largest difference")):
+        last, widest = max(apart), max(apart, key=apart.__getitem__)
+        shown = [(last, "last layer"), (widest, "largest difference")]
+        for layer, why in [(last, "last layer, largest difference")] if last == widest else shown:
             body.append(
                 (
                     Cell(PAIR_LABELS[pair].split(" (")[0], note=PAIR_LABELS[pair].split(" (")[1].rstrip(")")),
@@ -215,103 +216,17 @@ def reasoning(results: Mapping[str, Any]) -> Table | None:
             share = f"{100 * entry.rate:.1f}% [{100 * entry.low:.1f}, {100 * entry.high:.1f}]"
         loss = estimate_text(entry.loss, entry.loss_low, entry.loss_high)
         asked = "not stated" if math.isnan(entry.n) else f"{entry.n:.0f}"
-        body.append((Cell(name), Cell(asked), Cell(share), Cell(loss)))
+        body.append((Cell(name), Cell(asked), Cell(share), Cell(_length(results, when)), Cell(loss)))
     columns = (
         Column("model"),
         Column("questions"),
         Column("accuracy, 95% interval"),
+        Column("answer length, tokens"),
         Column("solution loss, nats a token"),
     )
     return Table(columns, tuple(body)) if body else None
 
 
-def refusals(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(pair, measure, why) of everything that a comparison declined to compute."""
-    return [
-        (PAIR_LABELS.get(pair, pair), label(str(measure)), str(why))
-        for pair, parts in (results.get("hrsa") or {}).items()
-        for measure, why in (parts.get("refused") or {}).items()
-    ]
-
-
-def methods(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(measure, how its interval was made), from either pair."""
-    out: dict[str, str] = {}
-    for pair in PAIRS:
-        for measure in MEASURES:
-            entry = reading.pair_curve(results, pair, measure)
-            if entry is not None and entry.method:
-                out.setdefault(label(measure), str(entry.method))
-    return list(out.items())
-
-
-def left_out(results: Mapping[str, Any]) -> list[str]:
-    """What a careful study would hold and this one does not."""
-    out = []
-    null_effect, hrsa = results.get("null_effect") or {}, results.get("hrsa") or {}
-    found = reading.differences(results)
-    if found is None or len(found.seeds) < 3:
-        out.append("At least three seeds: with fewer, noise between training runs is unknown or barely known.")
-    if not null_effect.get("positive_control"):
-        out.append("A positive control (a sibling known to be worse): not run, so sensitivity is not shown.")
-    if not null_effect.get("aa"):
-        out.append(
-            "A/A runs (base against base with other seeds): not run, so the margin is not checked against noise."
-        )
-    if CEILING not in hrsa:
-        out.append(
-            "The seed ceiling (two embedding models of one backbone): not run, so no realignment index is given."
-        )
-    if not controls.floor_runs(results):
-        out.append("The noise floor (a model against itself under other numerics): not run.")
-    if not results.get("planted"):
-        out.append("Planted truths (pairs whose answer is known, through the same code): not run.")
-    if not results.get("trajectory"):
-        out.append("Similarity along the conversion (snapshots): not recorded.")
-    for pair in (BACKBONES, EMBEDDINGS):
-        if pair not in hrsa:
-            out.append(f"HRSA of the {PAIR_LABELS[pair]}: not in results.json.")
-    sections = {
-        "reasoning": "how the reasoning variant was made",
-        "realignment": "the paired realignment gap",
-        "training": "training curves",
-        "timings": "time and memory per stage",
-    }
-    for name, what in sections.items():
-        if not results.get(name):
-            out.append(f"{what[0].upper()}{what[1:]}: not in results.json.")
-    return out
-
-
-def flat(value: Any) -> str:
-    """A value of any JSON type on one line, for the fact tables."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
-def loss_change_text(results: Mapping[str, Any]) -> str:
-    """The change of the held-out solution loss in words, empty when it was not measured."""
-    change, low, high = reading.loss_change(results)
-    if math.isnan(change):
-        return ""
-    interval = "no interval" if math.isnan(low) else f"95% interval {100 * low:+.1f}% to {100 * high:+.1f}%"
-    return f"Loss on held-out solutions, paired by problem: {100 * change:+.1f}% ({interval})."
-
-
-def variant_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Whatever else the study recorded about the reasoning variant."""
-    made = results.get("reasoning") or {}
-    known = (
-        "method label before after training loss_change accuracy n interval95 solution_loss solution_loss_interval95"
-    )
-    shown_elsewhere = known.split()
-    nested = {f"{name} {when}": v for when in ("before", "after") for name, v in (made.get(when) or {}).items()
-              if name not in shown_elsewhere}  # fmt: skip
-    return facts({**{name: value for name, value in made.items() if name not in shown_elsewhere}, **nested})
-
-
-def facts(mapping: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    return [(str(key).replace("_", " "), flat(value)) for key, value in (mapping or {}).items()]
+def _length(results: Mapping[str, Any], when: str) -> str:
+    length = reading.number(((results.get("reasoning") or {}).get(when) or {}).get("mean_length"))
+    return "not measured" if math.isnan(length) else f"{length:.1f}"

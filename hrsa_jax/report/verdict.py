@@ -306,7 +306,10 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
             "if the true difference is 0."
         )
     text += controls.sentences(results)
-    text.append("Intervals of the layer measures are over texts (95%); those of the benchmark are over tasks (90%).")
+    of = ", for one seed of each embedding model" if seeds > 1 and has_pair(results, EMBEDDINGS) else ""
+    text.append(
+        f"Intervals of the layer measures are over texts (95%){of}; those of the benchmark are over tasks (90%)."
+    )
     return " ".join(text)
 
 

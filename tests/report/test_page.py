@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from make_results import make_results
 
-from hrsa_jax.report import page, tables
-from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS
+from hrsa_jax.report import control_figures, controls, hrsa_figures, page, realignment_figures, tables
+from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS
 
 RENDERED = ("quickstart", "advantage", "broken_parts", "bare", "controlled")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -199,5 +199,34 @@ def test_sinks_kept_at_a_few_layers_are_compared_there() -> None:
     assert table is not None
     out, kept = (results["hrsa"][BACKBONES][name]["value"] for name in ("cka", "cka_with_sinks"))
     widest = max((0, 3, 6), key=lambda at: abs(out[at] - kept[at // 3]))
-    assert [row[1].text for row in table.rows[:2]] == ["6 (last layer)", f"{widest} (largest difference)"]
+    assert widest == 6
+    assert table.rows[0][1].text == "6 (last layer, largest difference)"
     assert table.rows[0][3].text.startswith(f"{kept[2]:.3f} [")
+
+
+def test_the_realignment_index_is_of_similarities_only() -> None:
+    results = make_results("controlled", layers=3)
+    index = results["realignment_index"]
+    index["probe_source"] = index["knn_5_with_sinks"] = index["knn_10"]
+    assert [row[0] for row in controls.realignment_rows(results)] == [
+        "overlap of the 10 nearest neighbours",
+        "overlap of the 5 nearest neighbours, attention sinks kept",
+    ]
+
+
+def test_ceiling_and_floor_are_drawn_where_they_were_measured() -> None:
+    results = make_results("controlled", layers=3)
+    bare = json.loads(json.dumps(results))
+    bare["noise_floor"] = None
+    bare["hrsa"].pop(CEILING)
+    drawn = {
+        "curve": lambda r: hrsa_figures.pair_curves(r, "cka"),
+        "variants": lambda r: hrsa_figures.variant_curves(r, EMBEDDINGS, {"cka": "debiased"}, "v"),
+        "neighbours": hrsa_figures.knn_by_k,
+        "probes": lambda r: hrsa_figures.probes(r, EMBEDDINGS),
+        "slope": lambda r: realignment_figures.slope(r, 2),
+        "gap": lambda r: realignment_figures.gap_curves(r, "cka"),
+        "trajectory": lambda r: control_figures.trajectory(r, "cka"),
+    }
+    for name, draw in drawn.items():
+        assert draw(results).count("<path") > draw(bare).count("<path"), name
