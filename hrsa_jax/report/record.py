@@ -163,4 +163,9 @@ def variant_facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def facts(mapping: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    return [(str(key).replace("_", " "), flat(value)) for key, value in (mapping or {}).items()]
+    """(name, value) of each entry; lists by layer are cut short, since nobody reads them here."""
+    return [(str(key).replace("_", " "), _cut(flat(value))) for key, value in (mapping or {}).items()]
+
+
+def _cut(text: str, limit: int = 800) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 4]} ... (whole in results.json)"
