@@ -42,6 +42,7 @@ SETTINGS = {
     "plan": "PlanConfig",
     "inspect": "InspectConfig",
     "claims": "ClaimsConfig",
+    "report": "ReportConfig",
 }
 
 
