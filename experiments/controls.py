@@ -66,7 +66,7 @@ def control_embs(
         embs += [
             convert(replace(base, name=CONTROL.removesuffix("-Emb")), seed, few, data, run)[0] for seed in config.seeds
         ]
-        what = f"the base converted in {steps} steps only"
+        what = f"the base converted in {steps} step{'s' if steps > 1 else ''} only"
     if controls.random_weights:
         source = BackboneConfig(base.source, reset=True, seed=config.seeds[0])
         backbone = named_backbone(RANDOM, source, run)
