@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/quickstart
 # Two workers, a file each: most tests compile small programs, which takes one core.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 export TOKENIZERS_PARALLELISM = false
 

@@ -23,7 +23,7 @@ from hrsa_jax.runtime.loop import OptimConfig, make_optimizer
 
 def test_learns_a_planted_verifiable_task(decoder, tokenizer):
     problems, reward = planted(tokenizer)
-    optimizer = make_optimizer(OptimConfig(learning_rate=1e-2, schedule="constant", weight_decay=0.0), 100)
+    optimizer = make_optimizer(OptimConfig(learning_rate=1e-2, weight_decay=0.0), 100)
     graphdef, state = start(decoder, optimizer, lora=False)
     step, batch_at = grpo_step(graphdef, SETTINGS, optimizer, problems, tokenizer, reward=reward)
     rewards = []
