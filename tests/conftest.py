@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Three quarters of the suite's time is LLVM, which optimises tiny programs that run once; XLA's own passes stay as they are.
+# Most of the suite's time is LLVM, optimising tiny programs that run once; XLA's own passes stay as they are.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Files of minutes each, the longest first: begun last, one of them would keep one worker busy while the other is idle.
