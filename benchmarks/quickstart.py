@@ -1,8 +1,8 @@
 """What the quickstart costs, cold and warm: `python -m benchmarks.quickstart`; quickstart.json, RESULTS.md.
 
 Three commands, each a process of its own, with a cache folder that is empty at first: cold; the first workdir again,
-whose stages are finished; a new workdir with the compiled programs of the first. The page is written after each. Wall seconds from the start of the
-interpreter to its end, so that imports count.
+whose stages are finished; a new workdir with the compiled programs of the first. Wall seconds from the start of the
+interpreter to its end, so that imports count. The page is written after each.
 """
 
 from __future__ import annotations
