@@ -158,7 +158,7 @@ def _variant_panel(results: Mapping[str, Any], pair: str) -> Panel:
     return panel_of(
         f"CKA three ways: {PAIR_SHORT[pair]}",
         "Coloured, with its 95% band: debiased, sinks out. Black dashes: the biased form, as published. "
-        "Dash-dot: attention sinks kept; where it differs, a few huge tokens decide the number.",
+        "Dash-dot: attention sinks kept; where it differs, tokens with huge norms decide the number.",
         hrsa_figures.variant_curves(results, pair, _CKA_VARIANTS, f"cka3-{pair}"),
         _why(results, "cka", (pair,)),
     )
@@ -184,7 +184,7 @@ def slope_panels(results: Mapping[str, Any]) -> list[Panel]:
         "Dashed: no interval."
     )
     if CEILING in (results.get("hrsa") or {}):
-        caption += " Diamonds: two seeds of one backbone, as alike as equal models get."
+        caption += " Diamonds: two seeds of one backbone, what conversion alone scatters; a pair may lie above them."
     if controls.floor_runs(results):
         caption += " Grey dashes at the left: base against itself under other numerics, where measured."
     layers = realignment_figures.slope_layers(results)

@@ -267,11 +267,24 @@ def _realignment(results: Mapping[str, Any]) -> Paragraph:
         why = "no paired gap was computed" if has_pair else "there are no layer curves for the embedding models"
         return Paragraph(question, f"Not measured: {why}.")
     said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
-    lead = (
+    lead = _over_layers(results) + (
         f"At the last layer the embedding models are, compared with the backbones, {said}. Counted as a change: the "
         "95% interval of the gap (embedding pair minus backbone pair, paired by text) excludes 0:"
     )
     return Paragraph(question, lead, tuple(numbers))
+
+
+def _over_layers(results: Mapping[str, Any]) -> str:
+    """Whether conversion brought the two together, by how many layers it did so in: a sentence, or nothing."""
+    counted = {MEASURES[m].short: c for m in ("cka", "knn_10", "correlation") if (c := gap_counts(results, m))}
+    if not counted:
+        return ""
+    more, less = (sum(counts[side] for counts in counted.values()) for side in (0, 1))
+    word = "It moved them further apart" if less > 2 * more else "It gave no clear direction"
+    if more > 2 * less:
+        word = "It brought them closer together"
+    listed = "; ".join(f"{name} {c[0]} more alike, {c[1]} less, of {c[2]}" for name, c in counted.items())
+    return f"{word if more + less else 'No change can be shown'}, counted in layers: {listed}. "
 
 
 def _tasks(results: Mapping[str, Any]) -> int:
@@ -308,9 +321,19 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
     text += controls.sentences(results)
     of = ", for one seed of each embedding model" if seeds > 1 and has_pair(results, EMBEDDINGS) else ""
     text.append(
-        f"Intervals of the layer measures are over texts (95%){of}; those of the benchmark are over tasks (90%)."
+        f"Intervals of the layer measures are over texts (95%){of}; those of the benchmark are over tasks"
+        f"{' and seeds' if seeds > 1 else ''} (90%)."
     )
+    text += _bag_of_words(results)
     return " ".join(text)
+
+
+def _bag_of_words(results: Mapping[str, Any]) -> list[str]:
+    """How strong these embedding models are beside counting words, where that was scored."""
+    rows = {row.model: row.scores for row in reading.rows(results) if row.model in ("base-Emb", "bag-of-words")}
+    tasks = [t.name for t in reading.tasks(results) if len(rows) == 2 and all(t.name in row for row in rows.values())]
+    above = sum(rows["bag-of-words"][task] > rows["base-Emb"][task] for task in tasks)
+    return [f"A bag of words scores above base-Emb on {above} of {len(tasks)} tasks."] if above else []
 
 
 def _warnings(results: Mapping[str, Any]) -> list[str]:
