@@ -197,3 +197,26 @@ def test_estimate_that_is_not_the_mean_of_the_tasks_is_flagged() -> None:
     results = make_results("no_advantage", layers=3)
     results["null_effect"]["estimate"] += 0.2
     assert any("not the mean of the listed differences" in text for text in verdict.summary(results).warnings)
+
+
+def test_conversion_is_judged_over_the_layers_and_not_at_the_last_one_only() -> None:
+    results = make_results("no_advantage", layers=8)
+
+    def answer(sign: float) -> str:
+        for gap in results["realignment"].values():
+            gap["value"] = [sign * 0.1 for _ in gap["value"]]
+            gap["interval95"] = [[sign * 0.1 - 0.05, sign * 0.1 + 0.05] for _ in gap["value"]]
+        [paragraph] = [p for p in verdict.summary(results).paragraphs if p.question.startswith("What did conversion")]
+        return paragraph.answer
+
+    assert answer(-1).startswith("It moved them further apart, counted in layers: CKA 0 more alike, ")
+    assert answer(1).startswith("It brought them closer together, counted in layers: CKA ")
+    assert answer(0).startswith("No change can be shown, counted in layers: CKA 0 more alike, 0 less, of ")
+
+
+def test_a_bag_of_words_that_scores_above_the_embedding_model_is_said() -> None:
+    results = make_results("no_advantage", layers=3)
+    for row in results["benchmark"]:
+        row["score"] = 0.999 if row["model"] == "bag-of-words" else row["score"]
+    said = verdict.summary(results).paragraphs[-1].answer
+    assert re.search(r"A bag of words scores above base-Emb on (\d+) of \1 tasks", said)
