@@ -52,7 +52,8 @@ def _stages(workdir: Path) -> dict[str, float]:
     kinds = dict.fromkeys(STAGES, 0.0)
     for name, timing in timings.items():
         kind = name.partition("/")[0]
-        kinds[kind] = kinds.get(kind, 0.0) + timing["seconds"]
+        if kind in kinds:  # and not the whole command's
+            kinds[kind] += timing["seconds"]
     return {kind: round(value, 1) for kind, value in kinds.items()}
 
 
