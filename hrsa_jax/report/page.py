@@ -71,6 +71,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "summary": summary,
         "badge": summary.word.split(" (")[0].split(";")[0],
         "caveats": _caveats(results),
+        "who": _who(results),
         "label": str(results.get("label") or ("Demonstration" if results.get("demonstration") else "")),
         "colours": {css_name(name): value for name, value in COLOURS.items()},
         "answer": panels.answer_panel(results),
@@ -122,6 +123,23 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "config": json.dumps(results.get("config") or {}, indent=2, ensure_ascii=False, sort_keys=True),
     }
+
+
+def _who(results: Mapping[str, Any]) -> str:
+    """What the names on the page stand for, in one or two sentences; empty where results.json names no models."""
+    models, tuned = results.get("models") or {}, results.get("reasoning") or {}
+    base, reasoning = (models.get(name) or {} for name in ("base", "reasoning"))
+    if not (base.get("source") and reasoning.get("source")):
+        return ""
+    size = f" ({base['parameters'] / 1e6:,.0f}M parameters)" if base.get("parameters") else ""
+    how = {"sft": "fine-tuned on worked solutions of", "grpo": "tuned by reinforcement learning on"}.get(
+        tuned.get("method", "")
+    )
+    origin = f"that model, {how} {tuned['family']}" if how and tuned.get("family") else reasoning["source"]
+    text = f"base is {base['source']}{size}; reasoning is {origin}."
+    if "base-Emb" in models:
+        text += " base-Emb and reasoning-Emb are what one identical conversion into embedding models made of the two."
+    return text
 
 
 def _caveats(results: Mapping[str, Any]) -> list[str]:

