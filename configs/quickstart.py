@@ -24,9 +24,9 @@ def get_config() -> config_dict.ConfigDict:
                 "steps": 8,
                 "family": "gsm_symbolic",
                 "problems": 400,
-                "held_out": 24,
+                "held_out": 12,
                 "accuracy_family": "chain_sum",
-                "accuracy_questions": 24,
+                "accuracy_questions": 16,
                 "recipe": {"rows": 2, "row_length": 384},
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 3, "weight_decay": 0.0},
                 "lora": lora,
@@ -37,11 +37,11 @@ def get_config() -> config_dict.ConfigDict:
                 "sources": ("package_functions", "news_titles"),
                 # Short texts: a step of 8 queries, 8 answers and 8 hard negatives takes three seconds or so.
                 "recipe": {
-                    "steps": 20,
+                    "steps": 16,
                     "batch_size": 8,
                     "hard_negatives": 1,
                     "max_query_length": 64,
-                    "max_passage_length": 48,
+                    "max_passage_length": 32,
                 },
                 "optim": {"learning_rate": 3e-4, "warmup_steps": 5, "weight_decay": 0.0},
                 "lora": lora,
@@ -56,9 +56,9 @@ def get_config() -> config_dict.ConfigDict:
                     "OfflineLeeSTS",
                 ),
                 "margin": 1.0,
-                "max_length": 48,
+                "max_length": 32,
                 "dtype": "bfloat16",
             },
-            "hrsa": {"texts": 36, "max_tokens": 40, "labelled_texts": 400, "labelled_max_tokens": 16},
+            "hrsa": {"texts": 36, "max_tokens": 40, "labelled_texts": 256, "labelled_max_tokens": 16},
         }
     )
