@@ -100,7 +100,11 @@ def _aa(results: Mapping[str, Any]) -> str:
     margin = reading.number(_null(results).get("margin"))
     largest = max(found, key=lambda effect: abs(effect.estimate))
     inside = abs(largest.estimate) <= margin
-    word = "inside the margin" if inside else "OUTSIDE the margin, so the margin is finer than the noise of training"
+    word = (
+        "inside the margin"
+        if inside
+        else "as an estimate OUTSIDE the margin, so the margin is finer than the noise of training"
+    )
     return f"A/A: base-Emb of other seeds differs by at most {largest.text}, {word}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,7 +150,9 @@ def _caveats(results: Mapping[str, Any]) -> list[str]:
     if verdict.UNSHOWN.strip("; ") in verdict.verdict_word(results)[0]:
         out.append(verdict.UNSHOWN.strip("; "))
     if ((results.get("null_effect") or {}).get("aa") or {}).get("holds") is False:
-        out.append("seeds of one backbone differ by more than the margin")
+        apart = max((abs(pair.estimate) for pair in controls.aa(results)), default=math.nan)
+        if not math.isnan(apart):
+            out.append(f"two seeds of base-Emb up to {apart:.2f} points apart")
     if results.get("demonstration"):
         out.append("demonstration")
     if results.get("reasoning") is not None and verdict.variant_failed(results):
