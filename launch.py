@@ -16,6 +16,7 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -170,9 +171,14 @@ def _unloadable(argv: list[str], error: OSError) -> str:
 
 
 def _command() -> str:
-    """The command to repeat this run in a folder of its own."""
-    shown = [argument for argument in sys.argv[1:] if not argument.startswith("--workdir")]
-    return " ".join(["python launch.py", *shown, "--workdir=<new folder>"])
+    """The command to repeat this run in a folder of its own, as a shell takes it."""
+    shown, skip = [], False
+    for argument in sys.argv[1:]:
+        workdir = re.fullmatch(r"--?workdir(=.*)?", argument, re.DOTALL)
+        if not (skip or workdir):
+            shown.append(argument)
+        skip = workdir is not None and workdir[1] is None  # its value is the next word
+    return shlex.join(["python", "launch.py", *shown, "--workdir=NEW_FOLDER"])
 
 
 def _quiet_libraries(*, completely: bool) -> None:

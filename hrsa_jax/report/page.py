@@ -110,6 +110,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "left_out": record.left_out(results),
         "comparison_facts": _comparison_facts(results),
         "command": str(provenance.get("command") or ""),
+        "reused": _reused(results),
         "provenance": record.provenance(results),
         "versions": record.facts(provenance.get("versions")),
         "hashes": record.hashes(results),
@@ -141,6 +142,12 @@ def _who(results: Mapping[str, Any]) -> str:
     if "base-Emb" in models:
         text += " base-Emb and reasoning-Emb are what one identical conversion into embedding models made of the two."
     return text
+
+
+def _reused(results: Mapping[str, Any]) -> str:
+    """The folders whose finished stages the study took over."""
+    given = (results.get("config") or {}).get("reuse")
+    return ", ".join(map(str, given)) if isinstance(given, list | tuple) else ""
 
 
 def _caveats(results: Mapping[str, Any]) -> list[str]:

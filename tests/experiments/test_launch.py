@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from launch import _command
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """
@@ -66,3 +68,11 @@ def test_a_workdir_that_cannot_be_written_and_a_model_that_is_not_there(tmp_path
     assert sentence.startswith("error: no/such-model")
     assert "HF_HUB_OFFLINE=1" in sentence
     assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize("workdir", [["--workdir=runs/a b"], ["--workdir", "runs/a b"], ["-workdir=x"]])
+def test_the_command_to_repeat_a_run_is_one_that_a_shell_takes(monkeypatch, workdir):
+    given = ["--config=my configs/pair.py", "--config.convert.seeds=(0, 1)", "--verbosity=-1"]
+    monkeypatch.setattr(sys, "argv", ["launch.py", given[0], *workdir, *given[1:]])
+    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {_command()}"], capture_output=True, text=True, check=True)
+    assert words.stdout.splitlines() == ["python", "launch.py", *given, "--workdir=NEW_FOLDER"]

@@ -99,6 +99,12 @@ def test_the_first_screen_says_what_the_names_stand_for() -> None:
     assert "base-Emb and reasoning-Emb are what" not in page.render(results)
 
 
+def test_folders_that_a_study_took_over_are_named() -> None:
+    results = make_results("quickstart", layers=3)
+    results["config"]["reuse"] = ["runs/a", "runs/b"]
+    assert "It takes what was run before from runs/a, runs/b;" in page.render(results)
+
+
 def test_text_from_the_results_is_escaped() -> None:
     evil = "<script>alert('x')</script>"
     results = make_results("quickstart", layers=3)
