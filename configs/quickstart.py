@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart        (or: make study)
 
-Cost: 10 to 12 minutes and 5 GB of memory on two CPU cores, the install aside. A demonstration: one seed, a LoRA
+Cost: 8 to 10 minutes and 5 GB of memory on two CPU cores, the install aside. A demonstration: one seed, a LoRA
 conversion of a few dozen steps, a reasoning variant tuned for a few steps, five small offline tasks. The verdict is
 therefore always "inconclusive"; what the run shows is that every part works on a real model, and what its numbers
 look like.
