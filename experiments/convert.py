@@ -42,7 +42,7 @@ from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import batch_parts, make_mesh, shard_batch
 from hrsa_jax.runtime.processes import written_once
-from hrsa_jax.runtime.workdir import Workdir, write_json
+from hrsa_jax.runtime.workdir import Stage, Workdir, write_json
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,13 @@ def device_mesh(config: MeshConfig) -> Mesh | None:
 @dataclass(frozen=True)
 class ConvertRun:
     """pair: a second backbone (source "": none), converted by the same recipe in the same data order; the same source
-    makes an A/A pair."""
+    makes an A/A pair. checkpoints: gs:// address for those of training, instead of the workdir."""
 
     backbone: BackboneConfig
     convert: ConvertConfig
     pair: BackboneConfig = BackboneConfig("")
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoints: str = ""
     label: str = ""
 
 
@@ -112,7 +113,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     started = time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        context = Run(workdir, log, mesh=device_mesh(setting.mesh))
+        context = Run(workdir, log, mesh=device_mesh(setting.mesh), checkpoints=setting.checkpoints)
         opening(log, workdir, f"conversion of {setting.backbone.source}", command=command)
         chosen = {"base": setting.backbone} | ({"reasoning": setting.pair} if setting.pair.source else {})
         backbones = [named_backbone(name, backbone, context) for name, backbone in chosen.items()]
@@ -206,7 +207,7 @@ def convert(
     with run.workdir.stage(f"convert/{model.key}", inputs) as stage:
         if not stage.done:
             run.log.line(f"  converting {backbone.name} into {model.name}, seed {seed}")
-            found = _Conversion(backbone, model, config, data, stage.path, run, evaluate).result()
+            found = _Conversion(backbone, model, config, data, stage, run, evaluate).result()
             rows = run.log.history(f"convert/{model.key}")
             stage.complete(
                 {
@@ -230,12 +231,13 @@ class _Conversion:
         model: Model,
         config: ConvertConfig,
         data: TrainingData,
-        folder: Path,
+        stage: Stage,
         run: Run,
         evaluate: Evaluate | None,
     ):
         self._source, self._model, self._config, self._data = source, model, config, data
-        self._folder, self._run, self._evaluate = folder, run, evaluate
+        self._folder, self._run, self._evaluate = stage.path, run, evaluate
+        self._bucket = run.bucket(stage)
         self._backbone, self._recipe = run.load(source.source), config.recipe
         mesh = run.mesh
         self._place = partial(shard_batch, mesh) if mesh is not None else jax.device_put
@@ -274,6 +276,7 @@ class _Conversion:
                 batch_at,
                 steps=(watch and watch.stopped_at()) or steps,
                 directory=self._folder,
+                bucket=self._bucket,
                 checkpoint_every=config.checkpoint_every,
                 log=self._run.log,
                 label=label,

@@ -9,9 +9,10 @@ from typing import Literal, cast
 from jax.sharding import Mesh
 
 from hrsa_jax.models.backbone import Backbone, load
+from hrsa_jax.runtime.checkpoint import check_bucket
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
-from hrsa_jax.runtime.workdir import Workdir, read_json
+from hrsa_jax.runtime.workdir import Stage, Workdir, read_json
 
 Attention = Literal["causal", "bidirectional"]
 
@@ -42,13 +43,31 @@ class Model:
 
 @dataclass
 class Run:
-    """One run: `load` keeps the last `capacity` models in memory, split over `mesh` where there is one."""
+    """One run: `load` keeps the last `capacity` models in memory, split over `mesh` where there is one.
+
+    checkpoints: gs:// address that training checkpoints go to; empty: the stages' folders in the workdir.
+    """
 
     workdir: Workdir
     log: RunLog
     capacity: int = 2
     mesh: Mesh | None = None
+    checkpoints: str = ""
     _loaded: OrderedDict[str, Backbone] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        if self.checkpoints:
+            check_bucket(self.checkpoints)
+
+    def bucket(self, stage: Stage) -> str:
+        """Address of a stage's checkpoints; empty: its folder.
+
+        The fingerprint stands in it because a stage whose inputs changed starts in a clean folder, and nobody cleans
+        the bucket: it must not continue what other inputs left there.
+        """
+        if not self.checkpoints:
+            return ""
+        return f"{self.checkpoints.rstrip('/')}/stages/{stage.name}/{stage.fingerprint}"
 
     def load(self, source: str) -> Backbone:
         """The backbone of `source`."""

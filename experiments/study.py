@@ -39,6 +39,7 @@ from hrsa_jax.runtime.workdir import Workdir, write_json
 class StudyConfig:
     """base: model source. reasoning: another source, or None to make it from the base by `tune`.
 
+    checkpoints: gs:// address for those of training, instead of the workdir.
     reuse: finished workdirs; stages with the same inputs (the conversions of the same base, say) are taken from them.
     """
 
@@ -50,6 +51,7 @@ class StudyConfig:
     tune: TuneConfig | None = None
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoints: str = ""
     reuse: tuple[str, ...] = ()
     label: str = ""
     demonstration: bool = False
@@ -68,7 +70,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     with Workdir(path, to_json(study), reuse=study.reuse) as workdir:
         log = RunLog(workdir.path)
         _begin(study, workdir, log, command)
-        context = Run(workdir, log, mesh=device_mesh(study.mesh))
+        context = Run(workdir, log, mesh=device_mesh(study.mesh), checkpoints=study.checkpoints)
         base = context.model("base", study.base)
         reasoning, variant = _reasoning(study, base, context)
         data = _pairs_of_texts(study, context)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -36,7 +35,7 @@ from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import shard_batch
 from hrsa_jax.runtime.processes import written_once
-from hrsa_jax.runtime.workdir import Workdir, write_json
+from hrsa_jax.runtime.workdir import Stage, Workdir, write_json
 
 _MODEL = "stages/tune/model"
 Method = Literal["sft", "grpo", "trace"]
@@ -92,12 +91,17 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class TuneRun:
-    """A tune experiment: base is a model source."""
+    """A tune experiment: base is a model source; checkpoints: gs:// address for those of training, not the workdir."""
 
     base: str
     tune: TuneConfig
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoints: str = ""
     label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.checkpoints and self.tune.method == "trace":
+            raise InputError("config.checkpoints is not used by method 'trace', which trains nothing: leave it empty")
 
 
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
@@ -108,7 +112,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     setting, started = build(TuneRun, config), time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        context = Run(workdir, log, mesh=device_mesh(setting.mesh))
+        context = Run(workdir, log, mesh=device_mesh(setting.mesh), checkpoints=setting.checkpoints)
         names = ["trace" if setting.tune.method == "trace" else "tune"]
         opening(log, workdir, f"tune of {setting.base} by {setting.tune.method}", stages=names, command=command)
         base = context.model("base", setting.base)
@@ -146,7 +150,7 @@ def tune(base: Model, config: TuneConfig, run: Run) -> tuple[Model, dict[str, An
         if not stage.done:
             how = {"sft": "worked solutions", "grpo": "verifiable rewards"}[config.method]
             run.log.line(f"  tuning {base.name} on {how} of {', '.join(config.families)}: {config.steps} steps")
-            stage.complete(_tune(run.load(base.source), config, stage.path, run))
+            stage.complete(_tune(run.load(base.source), config, stage, run))
     variant = stage.result["variant"]
     return replace(base, name="reasoning", source=_MODEL, fingerprint=stage.result["fingerprint"]), variant
 
@@ -166,11 +170,11 @@ def trace(base: Model, config: TuneConfig, run: Run) -> dict[str, Any]:
     return stage.result
 
 
-def _tune(backbone: Backbone, config: TuneConfig, folder: Path, run: Run) -> dict[str, Any]:
+def _tune(backbone: Backbone, config: TuneConfig, stage: Stage, run: Run) -> dict[str, Any]:
     problems, tests = _problems(config)
-    trained, facts = {"sft": _sft, "grpo": _grpo}[config.method](backbone, config, problems, folder, run)
+    trained, facts = {"sft": _sft, "grpo": _grpo}[config.method](backbone, config, problems, stage, run)
     tuned = backbone.with_decoder(trained if config.lora is None else merge_lora(trained), source=_MODEL)
-    with written_once(folder / "model") as place:
+    with written_once(stage.path / "model") as place:
         tuned.export(place)
     run.log.line("  measuring held-out solutions and questions, before and after")
     settings: dict[str, Any] = {
@@ -222,17 +226,17 @@ def _problems(config: TuneConfig) -> tuple[list[Problem], dict[str, list[Problem
 
 
 def _sft(
-    backbone: Backbone, config: TuneConfig, problems: list[Problem], folder: Path, run: Run
+    backbone: Backbone, config: TuneConfig, problems: list[Problem], stage: Stage, run: Run
 ) -> tuple[Decoder, dict[str, Any]]:
     batch_at, facts = sft_batches(problems, backbone.tokenizer, config.recipe)
     graphdef, state, optimizer = _start(backbone, config, config.steps)
     step = make_step(sft_loss_fn(graphdef, config.recipe), optimizer)
     place = jax.device_put if run.mesh is None else partial(shard_batch, run.mesh)
-    return _trained(graphdef, state, step, batch_at, config, folder, run, place), facts
+    return _trained(graphdef, state, step, batch_at, config, stage, run, place), facts
 
 
 def _grpo(
-    backbone: Backbone, config: TuneConfig, problems: list[Problem], folder: Path, run: Run
+    backbone: Backbone, config: TuneConfig, problems: list[Problem], stage: Stage, run: Run
 ) -> tuple[Decoder, dict[str, Any]]:
     graphdef, state, optimizer = _start(backbone, config, config.steps * config.grpo.updates)
     step, batch_at = grpo_step(
@@ -247,7 +251,7 @@ def _grpo(
         place=jax.device_put if run.mesh is None else partial(shard_batch, run.mesh),
     )
     facts = {"problems": len(problems), "samples": config.steps * config.grpo.questions * config.grpo.group}
-    return _trained(graphdef, state, step, batch_at, config, folder, run, lambda numbers: numbers), facts
+    return _trained(graphdef, state, step, batch_at, config, stage, run, lambda numbers: numbers), facts
 
 
 def _start(backbone: Backbone, config: TuneConfig, updates: int) -> tuple[Any, TrainState, Any]:
@@ -263,7 +267,7 @@ def _trained(
     step: Callable[[TrainState, Any], Any],
     batch_at: Callable[[int], Any],
     config: TuneConfig,
-    folder: Path,
+    stage: Stage,
     run: Run,
     place: Callable[[Any], Any],
 ) -> Decoder:
@@ -273,7 +277,8 @@ def _trained(
             step,
             batch_at,
             steps=config.steps,
-            directory=folder,
+            directory=stage.path,
+            bucket=run.bucket(stage),
             checkpoint_every=config.checkpoint_every,
             log=run.log,
             label="tune",

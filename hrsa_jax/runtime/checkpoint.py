@@ -9,11 +9,13 @@ only.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jax
 import jax.numpy as jnp
@@ -53,15 +55,43 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
+def check_bucket(address: str) -> None:
+    """Refuses an address at which no checkpoint could be written, before any work is done.
+
+    One small request is sent; the client tries it for about half a minute where nobody answers.
+
+    Raises:
+        InputError: it is not gs://bucket/path, the package that reaches Google's buckets is missing, or the bucket
+            does not answer.
+    """
+    parts = urlsplit(address)
+    if parts.scheme != "gs" or not parts.netloc or not parts.path.strip("/"):
+        raise InputError(f"{address} is no address for checkpoints: give gs://bucket/path (empty: inside the workdir)")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(
+            f"checkpoints at {address} need the package gcsfs: .venv/bin/pip install gcsfs -c constraints.txt"
+        )
+    import fsspec
+
+    try:
+        fsspec.filesystem("gs").call("GET", "b/{}/o", parts.netloc, maxResults=1, json_out=True)
+    except Exception as error:
+        reason = f"no bucket {parts.netloc}" if isinstance(error, FileNotFoundError) else _reason(error)
+        raise InputError(
+            f"checkpoints cannot be kept at {address} ({reason}): check the bucket's name, its rights and the "
+            "network, then run the same command again"
+        ) from error
+
+
 class Checkpoints:
     """Numbered checkpoints in one folder; a save is visible only when it is complete.
 
     Args:
-        directory: folder, created when absent; an address (gs://) goes to Orbax as it is and was not tried.
+        directory: folder, created when absent, or gs://bucket/path (the bucket exists).
         keep: how many of the newest steps stay on disk.
 
     Raises:
-        InputError: what a checkpoint says of itself cannot be read.
+        InputError: what a checkpoint says of itself cannot be read, or the bucket cannot be reached.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
@@ -69,7 +99,11 @@ class Checkpoints:
 
         self._ocp = ocp
         self.directory = str(directory)
-        if "://" not in self.directory:
+        self._cure = "free space or fix permissions"
+        if "://" in self.directory:
+            self._cure = "check the bucket's rights and the network"
+            check_bucket(self.directory)
+        else:
             self.directory = str(Path(directory).absolute())
         try:
             self._checkpointer = ocp.training.Checkpointer(
@@ -176,8 +210,8 @@ class Checkpoints:
             whole = [number for number in self._complete() if number != step]
             kept = f"the last complete one is step {whole[-1]}" if whole else "there is no earlier one"
             raise InputError(
-                f"checkpoint {step} in {self.directory} cannot be written ({_reason(error)}); {kept}: free space or "
-                "fix permissions, then run the same command again"
+                f"checkpoint {step} in {self.directory} cannot be written ({_reason(error)}); {kept}: {self._cure}, "
+                "then run the same command again"
             ) from error
 
     def _complete(self) -> list[int]:

@@ -185,6 +185,7 @@ def train(
     checkpoint_every: int,
     log: RunLog,
     label: str,
+    bucket: str = "",
     place: Callable[[PyTree], PyTree] = lambda batch: jax.tree.map(jnp.asarray, batch),
     on_step: Callable[[int, TrainState], bool | None] | None = None,
     flops_per_token: float | None = None,
@@ -195,6 +196,7 @@ def train(
         batch_at: step -> pytree of numpy arrays; pure, called ahead of the device in a thread.
         directory: holds the checkpoints; the newest complete one is continued, bit for bit on CPU.
         checkpoint_every: steps between checkpoints (the last step is always saved).
+        bucket: gs:// address of the checkpoints, in place of the folder below `directory`.
         place: puts a host batch on the devices.
         on_step: called with (steps done, state) after each update: snapshots, evaluation. The state's buffers are
             the next step's to use up. True ends the run here (early stopping), with a checkpoint.
@@ -205,8 +207,13 @@ def train(
             later state is. A checkpoint that could not be written: the earlier ones are kept.
         Interrupted: SIGTERM arrived; the checkpoint was written first.
     """
-    with Checkpoints(directory / "checkpoints") as checkpoints, sigterm_asks() as asked_to_stop:
+    with Checkpoints(bucket or directory / "checkpoints") as checkpoints, sigterm_asks() as asked_to_stop:
         if checkpoints.latest() is not None:
+            if bucket and not log.history(label):  # what the earlier steps measured would be missing from the results
+                raise InputError(
+                    f"{bucket} holds the checkpoint of step {checkpoints.latest()}, but this workdir has no step of "
+                    f"{label}: give the workdir it belongs to, or another address"
+                )
             state = TrainState(frozen=state.frozen, **checkpoints.restore(state.saved()))
         start = int(state.step)
         log.rewind(label, start)
