@@ -36,7 +36,8 @@ def knn_half_samples(
     """Mean Jaccard overlap when only some texts exist, both as searchers and as neighbours: (H, len(ks)).
 
     Args: neighbors_x, neighbors_y (N, K) from `nearest_neighbors`, nearest first, with K about 2.3 max(ks) so that
-    half of a list still holds max(ks); groups (N,) the text of each row; keep_HG (H, G) which texts exist.
+    half of a list mostly still holds max(ks) (where it does not, as many as both lists of that row hold are compared);
+    groups (N,) the text of each row; keep_HG (H, G) which texts exist.
     """
     a, b = jnp.asarray(neighbors_x), jnp.asarray(neighbors_y)
     if a.ndim != 2 or a.shape != b.shape:
@@ -68,12 +69,15 @@ def _half_samples(a: Array, b: Array, labels: Array, keep_HG: Array, ks: tuple[i
         count_a = matmul(kept_a.astype(jnp.float32), upper)
         count_b = matmul(kept_b.astype(jnp.float32), upper)
         searches = keep_G[labels]
+        held_N1 = jnp.minimum(count_a[:, -1:], count_b[:, -1:])  # a list that is too short for k is compared as it is
 
         def overlap(k: int) -> Array:
+            k_N1 = jnp.minimum(k, held_N1)
             # positions up to the k-th kept one: the counts before it are below k
-            last_a, last_b = ((count < k).sum(1, keepdims=True) for count in (count_a, count_b))
+            last_a, last_b = ((count < k_N1).sum(1, keepdims=True) for count in (count_a, count_b))
             shared = (kept_a & (ranks <= last_a) & (place_in_b <= last_b) & (place_in_b < depth)).sum(1)
-            return (searches * shared / (2 * k - shared)).sum() / searches.sum()
+            counted = searches & (k_N1[:, 0] > 0)
+            return jnp.where(counted, shared / jnp.maximum(2 * k_N1[:, 0] - shared, 1), 0).sum() / counted.sum()
 
         return jnp.stack([overlap(k) for k in ks])
 

@@ -291,6 +291,23 @@ def test_half_samples_equal_a_search_among_the_kept_texts():
         np.testing.assert_allclose(found[half], [searched[3].mean(), searched[10].mean()], rtol=1e-5)
 
 
+def test_lists_too_short_for_k_are_compared_as_far_as_both_go():
+    x, y = (rows[0] for rows in draw(1, GROUPS, 29))
+    keep = halves_of_texts(TEXTS, draws=2, seed=5)
+    a, b = (np.asarray(nearest_neighbors(side, 12)) for side in (x, y))
+    np.testing.assert_array_equal(knn_half_samples(a, a, (3, 10), GROUPS, keep), 1.0)  # half of 12 is less than 10
+    found = np.asarray(knn_half_samples(a, b, (3, 10), GROUPS, keep))
+    for half in range(2):
+        for place, k in enumerate((3, 10)):
+            overlaps = []
+            for row in np.flatnonzero(keep[half][GROUPS]):
+                kept = [[n for n in side[row] if keep[half][GROUPS[n]]] for side in (a, b)]
+                as_far = min(k, *map(len, kept))
+                one, other = (set(side[:as_far]) for side in kept)
+                overlaps += [len(one & other) / len(one | other)] if as_far else []
+            assert found[half, place] == pytest.approx(np.mean(overlaps), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("observed", "null", "alpha", "expected"),
     [
