@@ -209,8 +209,10 @@ class Checkpoints:
             self._failed = True
             whole = [number for number in self._complete() if number != step]
             kept = f"the last complete one is step {whole[-1]}" if whole else "there is no earlier one"
+            late = "timed out" in str(error)  # Orbax's limit of 20 minutes goes by the wall clock
+            cure = "the clock jumped or the writes hang: put that right" if late else self._cure
             raise InputError(
-                f"checkpoint {step} in {self.directory} cannot be written ({_reason(error)}); {kept}: {self._cure}, "
+                f"checkpoint {step} in {self.directory} cannot be written ({_reason(error)}); {kept}: {cure}, "
                 "then run the same command again"
             ) from error
 
