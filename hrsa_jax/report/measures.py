@@ -32,7 +32,8 @@ _ROWS = (
     ("correlation", "mean per-dimension correlation", "correlation", "representation", 1,
      "1 = every coordinate carries the same signal in both models"),
     ("procrustes_residual", "variance left after the best rotation", "rotation residual", "representation", -1,
-     "0 = one model is a rotation of the other; 1 = no rotation helps"),
+     "0 = one model is a rotation of the other; 1 = no rotation helps; where few rows fit the map, words it never saw "
+     "raise it, at layer 0 even for equal models"),
     ("procrustes_cosine", "cosine after the best rotation", "rotated cosine", "representation", 1,
      "1 = every token points the same way once rotated"),
     ("inverse_row_entropy", "inverse row entropy of the rotation", "inverse row entropy", "representation", 1,
