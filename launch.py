@@ -41,6 +41,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, w
 
 def main(argv: list[str]) -> int:
     """Runs the experiment that the config names, here or as one of several processes."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr: no character stops a run
     return _explained(lambda: _main(argv))
 
 

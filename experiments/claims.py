@@ -74,7 +74,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         }
         write_json(workdir.path / "claims.json", record)
         tables = f"{table(findings)}\n{figure_table(shares)}"
-        (workdir.path / "claims.md").write_text(tables, encoding="utf-8")
+        (workdir.path / "claims.md").write_text(tables, encoding="utf-8", errors="replace")
         for finding in findings:
             log.line(f"{finding.word:15s} {finding.study}: {finding.claim}\n    {finding.found}")
         log.line(f"\ntable   {workdir.path / 'claims.md'}")

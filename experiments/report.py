@@ -47,7 +47,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         table = studies_page.terminal_table(compared)
         if processes.index() == 0:
             studies_page.write(studies_page.render(compared, text, command), workdir.path / "report.html")
-            (workdir.path / "table.txt").write_text(table, encoding="utf-8")
+            (workdir.path / "table.txt").write_text(table, encoding="utf-8", errors="replace")
         log.result(f"\n{table}")
         for warning in compared.warnings:
             log.line(f"! {warning}")

@@ -51,7 +51,7 @@ def render(studies: Studies, sources: Mapping[str, str], command: str) -> str:
 def write(html: str, path: Path) -> None:
     """So that a reader sees the old page or the whole new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
+    partial.write_text(html, encoding="utf-8", errors="replace")  # JSON can hold halves of characters
     partial.replace(path)
 
 

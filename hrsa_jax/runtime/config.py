@@ -66,7 +66,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise InputError(f"{where}={value!r} is not a group of settings")
         return build(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise InputError(f"{where} is too large: give a number below 1e308") from None
     if hint in (int, float, str, bool) and type(value) is not hint:
         raise InputError(f"{where}={value!r} is a {type(value).__name__}: give {_article(hint.__name__)}")
     return value

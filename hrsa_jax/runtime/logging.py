@@ -180,7 +180,7 @@ class RunLog:
     def _keep(self, text: str) -> None:
         if self._log is not None:
             with contextlib.suppress(OSError):  # a full disk is met again where it matters
-                with self._log.open("a", encoding="utf-8") as file:
+                with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write("".join(f"{time.strftime('%H:%M:%S')} {line}\n" for line in text.split("\n")))
 
     @contextmanager

