@@ -268,8 +268,8 @@ def _realignment(results: Mapping[str, Any]) -> Paragraph:
         return Paragraph(question, f"Not measured: {why}.")
     said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
     lead = _over_layers(results) + (
-        f"At the last layer the embedding models are, compared with the backbones, {said}. Counted as a change: the "
-        "95% interval of the gap (embedding pair minus backbone pair, paired by text) excludes 0:"
+        f"At the last layer the embedding models are, compared with the backbones, {said}. A gap (embedding pair "
+        "minus backbone pair, paired by text) counts as a change where its 95% interval excludes 0. All gaps:"
     )
     return Paragraph(question, lead, tuple(numbers))
 
