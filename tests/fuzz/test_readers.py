@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 import sys
 import tempfile
 import time
@@ -26,10 +27,12 @@ from hrsa_jax.runtime.errors import InputError
 
 READERS = readers()
 MEMORY = 1 << 30  # bytes that all documents of one reader may add to the process
+SHARD = b'{"a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
 GOOD = {  # what must lie beside a document for its reader to come to it
     "modules.json": b'[{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}]',
     "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
     "stages/cut/inputs.json": b'{"b": 2}',
+    "model-1.safetensors": struct.pack("<Q", len(SHARD)) + SHARD + bytes(8),
 }
 _watch: dict[str, Any] = {"folder": None, "seen": []}
 
