@@ -10,6 +10,7 @@ BUILD.md.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import importlib
@@ -37,6 +38,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run, on a disk t
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for runs on several hosts.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator; 1 says: alone.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, with --coordinator.")
+_OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_ADDED: dict[str, str] = {}  # settings of the command line that the config file does not write down
 
 
 def main(argv: list[str]) -> int:
@@ -134,28 +137,93 @@ def _explained(program: Callable[[], int]) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with one sentence and status 2 for whatever is wrong in flags or config overrides."""
+    """absl's parser, with one sentence and status 2 for whatever is wrong in flags or config overrides.
+
+    Overrides of settings that the config file does not write down are kept in `_ADDED`: they have their defaults in
+    the experiment's dataclasses, which know the right names.
+    """
     if any(argument in ("--help", "--helpfull", "--helpshort", "-h") for argument in argv):
         return app.parse_flags_with_usage(argv)
     try:
-        return flags.FLAGS(argv)
+        _parsed([argument for argument in _joined(argv) if not argument.lstrip("-").startswith("config.")])
+        written, known = flags.FLAGS["config"].value, []
+        _ADDED.clear()
+        for argument in _joined(argv):
+            override = _OVERRIDE.fullmatch(argument)
+            if written is not None and override and override[2] is not None and not _has(written, override[1]):
+                _ADDED[override[1]] = override[2]
+            else:
+                known.append(argument)
+        flags.FLAGS.unparse_flags()
+        return _parsed(known)
     except (AttributeError, KeyError) as error:  # an override of a setting that the config file does not have
         named = re.search(r"'(\w+)'.*?(?:Did you mean \"(\w+)\"|$)", str(error).replace("\\", ""), re.DOTALL)
         hint = f", did you mean {named[2]!r}" if named and named[2] else ""
         text = f"the config has no setting {named[1] if named else error!r}{hint}"
     except OSError as error:  # overrides of a config file that cannot be loaded
         text = _unloadable(argv, error)
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError, IndexError) as error:
         text = " ".join(str(error).split()).rstrip(".:? ")
     print(f"error: {text}: correct the command (settings are listed in the config file)", file=sys.stderr)
     sys.exit(2)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """absl's parser; ml_collections looks for overrides in sys.argv."""
+    given, sys.argv = sys.argv, argv
+    try:
+        return flags.FLAGS(argv)
+    finally:
+        sys.argv = given
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--config.NAME VALUE` as one word, like `--config.NAME=VALUE`."""
+    out: list[str] = []
+    for argument in argv:
+        if out and re.fullmatch(r"--?config\.[^=]+", out[-1]) and not argument.startswith("--"):
+            out[-1] += f"={argument}"
+        else:
+            out.append(argument)
+    return out
+
+
+def _has(config: Any, path: str) -> bool:
+    """Whether the config file gives a value to `path`, or to something above it that is no group of settings."""
+    for name in path.split("."):
+        if not hasattr(config, "keys"):
+            return config is not None
+        if name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+def _with_added(config: dict[str, Any]) -> dict[str, Any]:
+    """The config file's settings and those that only the command line gives."""
+    from hrsa_jax.runtime.errors import InputError
+
+    for path, text in _ADDED.items():
+        *groups, name = path.split(".")
+        inside: Any = config
+        for group in groups:
+            if inside.get(group) is None:
+                inside[group] = {}
+            inside = inside[group]
+            if not isinstance(inside, dict):
+                raise InputError(f"config.{path}: {group} is no group of settings")
+        try:
+            inside[name] = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            inside[name] = text
+    return config
 
 
 def _load_config() -> dict[str, Any]:
     from hrsa_jax.runtime.errors import InputError
 
     try:
-        return _CONFIG.value.to_dict()
+        return _with_added(_CONFIG.value.to_dict())
     except OSError as error:
         raise InputError(f"{_unloadable(sys.argv, error)}: check its path and content") from error
 

@@ -61,6 +61,8 @@ class StudyConfig:
             raise InputError(
                 "config: give either config.reasoning (an existing model) or config.tune (how to make it from the base)"
             )
+        if self.convert.recipe.steps is not None:
+            self.convert.optim.learning_rate_at(self.convert.recipe.steps)  # said before the variant is tuned
 
 
 def run(config: dict[str, Any], path: str, *, command: str) -> int:

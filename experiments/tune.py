@@ -78,6 +78,8 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.problems, self.held_out, self.accuracy_questions) < 1:
             raise InputError("config.tune: steps, problems, held_out and accuracy_questions must be at least 1")
+        if self.method != "trace":
+            self.optim.learning_rate_at(self.steps * (self.grpo.updates if self.method == "grpo" else 1))
 
     @property
     def families(self) -> tuple[str, ...]:

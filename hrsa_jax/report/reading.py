@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hrsa_jax.report.measures import BACKBONES
+
 MODEL_ORDER = (
     *("base-Emb", "reasoning-Emb", "control-Emb", "random-weights-Emb", "base", "reasoning"),
     *("bag-of-words", "random"),
@@ -240,3 +242,11 @@ def loss_change(entry: Any) -> tuple[float, float, float]:
     entry = entry if isinstance(entry, Mapping) else {}
     low, high = (number(bound) for bound in (entry.get("interval95") or (None, None)))
     return number(entry.get("relative")), low, high
+
+
+def few_rows(results: Mapping[str, Any]) -> str:
+    """Said where the backbones' rotation was fitted on so few rows that their number decides what is left of it."""
+    facts = ((results.get("hrsa") or {}).get(BACKBONES) or {}).get("facts") or {}
+    rows, widths = number(facts.get("procrustes_rows")), facts.get("width")
+    width = max(map(number, widths.values()), default=math.nan) if isinstance(widths, Mapping) else math.nan
+    return f" (raised by few rows: {rows:.0f} fitted a map of {width:.0f} dimensions)" if rows < 2 * width else ""

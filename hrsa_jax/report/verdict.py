@@ -218,7 +218,8 @@ def _inside(results: Mapping[str, Any]) -> Paragraph:
         found = reading.pair_curve(results, BACKBONES, measure)
         if found is not None:
             layers.add(found.last)
-            numbers.append(f"{MEASURES[measure].label}: {estimate_text(*found.at(found.last))}")
+            note = reading.few_rows(results) if measure == "procrustes_residual" else ""
+            numbers.append(f"{MEASURES[measure].label}: {estimate_text(*found.at(found.last))}{note}")
     if not claims and not numbers:
         return Paragraph(question, "Not measured: results.json holds no layer curves for base vs reasoning.")
     where = f"layer {layers.pop()}" if len(layers) == 1 else "each measure's last layer"

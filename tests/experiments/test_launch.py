@@ -46,7 +46,16 @@ def test_flags_and_settings_that_do_not_exist_name_the_nearest(config, tmp_path)
     work = f"--workdir={tmp_path / 'run'}"
     quick = "--config=configs/quickstart.py"
     check(launch(quick, f"--workdirr={tmp_path}"), "workdirr", "workdir")
-    check(launch(quick, work, "--config.convert.optim.learning_rat=1"), "'learning_rat'", "'learning_rate'")
+    check(
+        launch(quick, work, "--config.convert.optim.learning_rat=1"),
+        "learning_rat is not",
+        "convert.optim.learning_rate?",
+    )
+    check(launch(quick, work, "--config.controls.random_weights=7"), "config.controls.random_weights=7 is a int")
+    check(
+        launch(quick, work, "--config.benchmark.tasks=('OfflineLeeST',)"), "'OfflineLeeST': did you mean OfflineLeeSTS?"
+    )
+    check(launch(quick, work, "--config.convert.recipe.steps", "3"), "3 steps with warmup_steps=5")
     check(launch(quick, work, "--config.convert.recipe.steps=many"), "config.convert.recipe.steps=many")
     check(launch("--config=configs/quickstar.py", work), "configs/quickstar.py", "cannot be loaded")
     check(launch("--config", "configs/quickstar.py", work, "--config.base=x"), "'configs/quickstar.py'", "no such file")

@@ -104,7 +104,7 @@ def read_command(arguments: list[str]) -> Any:
             if error.code != 2 or not said.getvalue().startswith("error: ") or said.getvalue().count("\n") != 1:
                 raise RuntimeError(f"exit status {error.code}: {said.getvalue()}") from error
             raise InputError("the command line is refused") from None
-    values = config.value.to_dict()
+    values = launch._with_added(config.value.to_dict())
     values.pop("experiment", None)
     return build(StudyConfig, values)
 

@@ -220,3 +220,11 @@ def test_a_bag_of_words_that_scores_above_the_embedding_model_is_said() -> None:
         row["score"] = 0.999 if row["model"] == "bag-of-words" else row["score"]
     said = verdict.summary(results).paragraphs[-1].answer
     assert re.search(r"A bag of words scores above base-Emb on (\d+) of \1 tasks", said)
+
+
+@pytest.mark.parametrize(("rows", "said"), [(478, True), (5000, False), (None, False)])
+def test_a_rotation_fitted_on_few_rows_is_said_to_be(rows, said):
+    results = make_results("quickstart")
+    results["hrsa"]["base_vs_reasoning"]["facts"] = {"procrustes_rows": rows, "width": {"a": 576, "b": 576}}
+    numbers = " ".join(verdict.summary(results).paragraphs[2].numbers + verdict.summary(results).paragraphs[1].numbers)
+    assert ("raised by few rows: 478 fitted a map of 576 dimensions" in numbers) == said
