@@ -153,6 +153,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if written is not None and override and override[2] is not None and not _has(written, override[1]):
                 _ADDED[override[1]] = override[2]
             else:
+                if override and written is not None:
+                    _check_list(written, override[1], override[2] or "")
                 known.append(argument)
         flags.FLAGS.unparse_flags()
         return _parsed(known)
@@ -166,6 +168,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
         text = " ".join(str(error).split()).rstrip(".:? ")
     print(f"error: {text}: correct the command (settings are listed in the config file)", file=sys.stderr)
     sys.exit(2)
+
+
+def _check_list(config: Any, path: str, text: str) -> None:
+    """ml_collections takes seeds=3 for seeds=(3,); whoever writes it may mean three of them."""
+    for name in path.split("."):
+        config = config[name] if hasattr(config, "keys") and name in config else None
+    if isinstance(config, tuple) and re.fullmatch(r"-?\d+", text):
+        raise flags.Error(f"--config.{path}={text} is one number where a list belongs: write ({text},) or all of them")
 
 
 def _parsed(argv: list[str]) -> list[str]:

@@ -85,10 +85,10 @@ def config_of(flags: list[str]) -> dict:
     for name in ("workdir", "coordinator", "num_processes", "process_id", "verbosity"):
         values[name] = launch.flags.FLAGS[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["launch.py", *flags])  # ml_collections reads the overrides there
-        rest = values(sys.argv)
+        patch.setattr(launch.flags, "FLAGS", values)
+        rest = launch._parse_flags(["launch.py", *flags])
     assert rest == ["launch.py"], f"left over: {rest}"
-    return values["config"].value.to_dict()
+    return launch._with_added(values["config"].value.to_dict())
 
 
 def check_launch(arguments: list[str], folder: Path) -> None:

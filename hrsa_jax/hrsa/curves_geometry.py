@@ -137,7 +137,7 @@ def knn_curves(
             continue
         spread = np.stack([layer[:, place] for layer in halves], 1)  # (H, L)
         words = f"{method}; 95% by the spread over {KNN_HALF_SAMPLES} half-samples of the texts"
-        interval = half_sample_interval(value, spread, degrees=pair.num_texts - 1)
+        interval = np.clip(half_sample_interval(value, spread, degrees=pair.num_texts - 1), 0.0, 1.0)  # shares
         curves[f"knn_{k}{suffix}"] = Curve(layers, value, interval, words, spread, chance, "half-samples")
     return curves, {f"hubness_{middle}{suffix}": {"layers": list(layers), "a_and_b": skew}}
 

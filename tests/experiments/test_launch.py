@@ -51,6 +51,7 @@ def test_flags_and_settings_that_do_not_exist_name_the_nearest(config, tmp_path)
         "learning_rat is not",
         "convert.optim.learning_rate?",
     )
+    check(launch(quick, work, "--config.convert.seeds=3"), "config.convert.seeds=3 is one number", "write (3,)")
     check(launch(quick, work, "--config.controls.random_weights=7"), "config.controls.random_weights=7 is a int")
     check(
         launch(quick, work, "--config.benchmark.tasks=('OfflineLeeST',)"), "'OfflineLeeST': did you mean OfflineLeeSTS?"
