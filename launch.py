@@ -39,6 +39,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0,
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator; 1 says: alone.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, with --coordinator.")
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_ABSENT = object()
 _ADDED: dict[str, str] = {}  # settings of the command line that the config file does not write down
 
 
@@ -145,17 +146,22 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(argument in ("--help", "--helpfull", "--helpshort", "-h") for argument in argv):
         return app.parse_flags_with_usage(argv)
     try:
-        _parsed([argument for argument in _joined(argv) if not argument.lstrip("-").startswith("config.")])
-        written, known = flags.FLAGS["config"].value, []
+        given = _joined(argv)
+        _parsed([argument for argument in given if not argument.lstrip("-").startswith("config.")])
+        file, known = flags.FLAGS["config"].value, []
         _ADDED.clear()
-        for argument in _joined(argv):
+        for argument in given:
             override = _OVERRIDE.fullmatch(argument)
-            if written is not None and override and override[2] is not None and not _has(written, override[1]):
+            value = _written(file, override[1]) if override and file is not None else None
+            if override and override[2] is not None and value is _ABSENT:
                 _ADDED[override[1]] = override[2]
-            else:
-                if override and written is not None:
-                    _check_list(written, override[1], override[2] or "")
-                known.append(argument)
+                continue
+            if override and isinstance(value, tuple) and re.fullmatch(r"-?\d+", override[2] or ""):
+                # ml_collections takes seeds=3 for seeds=(3,); whoever writes it may mean three of them.
+                raise flags.Error(
+                    f"{argument} is one number where a list belongs: write ({override[2]},) or all of them"
+                )
+            known.append(argument)
         flags.FLAGS.unparse_flags()
         return _parsed(known)
     except (AttributeError, KeyError) as error:  # an override of a setting that the config file does not have
@@ -168,14 +174,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
         text = " ".join(str(error).split()).rstrip(".:? ")
     print(f"error: {text}: correct the command (settings are listed in the config file)", file=sys.stderr)
     sys.exit(2)
-
-
-def _check_list(config: Any, path: str, text: str) -> None:
-    """ml_collections takes seeds=3 for seeds=(3,); whoever writes it may mean three of them."""
-    for name in path.split("."):
-        config = config[name] if hasattr(config, "keys") and name in config else None
-    if isinstance(config, tuple) and re.fullmatch(r"-?\d+", text):
-        raise flags.Error(f"--config.{path}={text} is one number where a list belongs: write ({text},) or all of them")
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -198,15 +196,15 @@ def _joined(argv: list[str]) -> list[str]:
     return out
 
 
-def _has(config: Any, path: str) -> bool:
-    """Whether the config file gives a value to `path`, or to something above it that is no group of settings."""
+def _written(config: Any, path: str) -> Any:
+    """What the config file gives to `path`, or `_ABSENT`; None below a value that is no group of settings."""
     for name in path.split("."):
         if not hasattr(config, "keys"):
-            return config is not None
+            return _ABSENT if config is None else None
         if name not in config:
-            return False
+            return _ABSENT
         config = config[name]
-    return True
+    return config
 
 
 def _with_added(config: dict[str, Any]) -> dict[str, Any]:

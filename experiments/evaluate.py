@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from experiments.run import Attention, Model, Run
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.evaluation.baselines import HashedBagOfWords, RandomVectors
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder, TextEncoder
-from hrsa_jax.evaluation.offline_registry import ALL_TASKS, OFFLINE_TASKS
+from hrsa_jax.evaluation.offline_registry import OFFLINE_TASKS, check_names
 from hrsa_jax.evaluation.offline_tasks import task_name
 from hrsa_jax.evaluation.runner import TaskScore, read_scores, refuse_several_processes, run_tasks
 from hrsa_jax.evaluation.suites import Suite, suite
@@ -50,11 +49,8 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if self.margin <= 0:
             raise InputError(f"config.benchmark.margin={self.margin}: give a positive number of points")
-        for name in (self.tasks or ()) if self.suite == "offline" else ():  # before anything is trained
-            if name not in ALL_TASKS:
-                nearest = get_close_matches(name, ALL_TASKS, n=1)
-                hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(ALL_TASKS)}"
-                raise InputError(f"config.benchmark.tasks: no offline task {name!r}: {hint}")
+        if self.suite == "offline":
+            check_names(self.tasks or ())  # before anything is trained
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,12 @@ class TuneConfig:
         if min(self.steps, self.problems, self.held_out, self.accuracy_questions) < 1:
             raise InputError("config.tune: steps, problems, held_out and accuracy_questions must be at least 1")
         if self.method != "trace":
-            self.optim.learning_rate_at(self.steps * (self.grpo.updates if self.method == "grpo" else 1))
+            self.optim.learning_rate_at(self.updates)
+
+    @property
+    def updates(self) -> int:
+        """Of the weights, over the whole run."""
+        return self.steps * (self.grpo.updates if self.method == "grpo" else 1)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -231,7 +236,7 @@ def _sft(
     backbone: Backbone, config: TuneConfig, problems: list[Problem], stage: Stage, run: Run
 ) -> tuple[Decoder, dict[str, Any]]:
     batch_at, facts = sft_batches(problems, backbone.tokenizer, config.recipe)
-    graphdef, state, optimizer = _start(backbone, config, config.steps)
+    graphdef, state, optimizer = _start(backbone, config)
     step = make_step(sft_loss_fn(graphdef, config.recipe), optimizer)
     place = jax.device_put if run.mesh is None else partial(shard_batch, run.mesh)
     return _trained(graphdef, state, step, batch_at, config, stage, run, place), facts
@@ -240,7 +245,7 @@ def _sft(
 def _grpo(
     backbone: Backbone, config: TuneConfig, problems: list[Problem], stage: Stage, run: Run
 ) -> tuple[Decoder, dict[str, Any]]:
-    graphdef, state, optimizer = _start(backbone, config, config.steps * config.grpo.updates)
+    graphdef, state, optimizer = _start(backbone, config)
     step, batch_at = grpo_step(
         graphdef,
         config.grpo,
@@ -256,10 +261,10 @@ def _grpo(
     return _trained(graphdef, state, step, batch_at, config, stage, run, lambda numbers: numbers), facts
 
 
-def _start(backbone: Backbone, config: TuneConfig, updates: int) -> tuple[Any, TrainState, Any]:
+def _start(backbone: Backbone, config: TuneConfig) -> tuple[Any, TrainState, Any]:
     decoder = backbone.decoder if config.lora is None else add_lora(backbone.decoder, config.lora, seed=config.seed)
     graphdef, trainable, frozen = split_trainable(decoder, lora=config.lora is not None)
-    optimizer = make_optimizer(config.optim, updates)
+    optimizer = make_optimizer(config.optim, config.updates)
     return graphdef, init_state(trainable, frozen, optimizer), optimizer
 
 

@@ -1,12 +1,14 @@
 """What the offline suite consists of: type, metric, source and licence of every task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from hrsa_jax.data.corpora import INSTRUCTIONS
 from hrsa_jax.data.debian_corpora import debian_package_installed
 from hrsa_jax.evaluation import debian_data, offline_data
 from hrsa_jax.evaluation.offline_data import Amounts, Configs
+from hrsa_jax.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -180,3 +182,16 @@ def available_tasks() -> tuple[str, ...]:
     """Names of the tasks whose data can be had here: those of OFFLINE_TASKS always, Debian's where installed."""
     found = [name for name, task in DEBIAN_TASKS.items() if task.package and debian_package_installed(task.package)]
     return (*OFFLINE_TASKS, *found)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses a name that is no offline task.
+
+    Raises:
+        InputError: the first such name, with the nearest task.
+    """
+    for name in names:
+        if name not in ALL_TASKS:
+            nearest = get_close_matches(name, ALL_TASKS, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(ALL_TASKS)}"
+            raise InputError(f"no offline task {name!r}: {hint}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from hrsa_jax.evaluation import offline_data
 from hrsa_jax.evaluation.offline_data import AMOUNTS, BITEXT_CODES, Configs, Size
-from hrsa_jax.evaluation.offline_registry import ALL_TASKS, available_tasks
+from hrsa_jax.evaluation.offline_registry import ALL_TASKS, available_tasks, check_names
 from hrsa_jax.runtime.errors import InputError
 
 _VERSION = "v1"
@@ -43,12 +43,9 @@ def offline_tasks(
         InputError: an unknown name or size, a corpus package that is missing (named).
     """
     names = available_tasks() if names is None else tuple(names)
-    unknown = [name for name in names if name not in ALL_TASKS]
-    if unknown or size not in AMOUNTS:
-        raise InputError(
-            f"no offline task {unknown[0] if unknown else names[0]!r} of size {size!r}: tasks are "
-            f"{', '.join(ALL_TASKS)}; sizes are {', '.join(AMOUNTS)}"
-        )
+    check_names(names)
+    if size not in AMOUNTS:
+        raise InputError(f"no offline tasks of size {size!r}: sizes are {', '.join(AMOUNTS)}")
     return [_mteb_task(name, size, _written(Path(folder), name, size, seed)) for name in names]
 
 
