@@ -19,6 +19,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str]) -> int:
     from hrsa_jax.runtime import noise
     from hrsa_jax.runtime.errors import InputError
-    from hrsa_jax.runtime.processes import join, joining, supervised
+    from hrsa_jax.runtime.processes import join, joining, sigterm_interrupts, supervised
 
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: settings are given as --config.NAME=VALUE")
@@ -68,7 +69,7 @@ def _main(argv: list[str]) -> int:
         hidden = noise.caught()
     _quiet_libraries(completely=name in _ALONE or how is not None)
     if how is None or name in _ALONE:
-        with hidden:
+        with hidden, sigterm_interrupts():
             return _run(name, config)
 
     def joined() -> int:
@@ -102,38 +103,36 @@ def _check_workdir(name: str, path: str | None) -> None:
 
 def _explained(program: Callable[[], int]) -> int:
     """The program's exit status; what a user can mend is said in one sentence."""
-    from hrsa_jax.runtime.errors import InputError
+    from hrsa_jax.runtime import noise
+    from hrsa_jax.runtime.errors import InputError, Interrupted
     from hrsa_jax.runtime.processes import LOST_PEER, lost_peer
 
     try:
         return program()
     except InputError as error:
         sentence = lost_peer(error)  # a checkpoint cannot be written without the others, say
-        print(sentence or f"error: {error}", file=sys.stderr)
+        noise.say(sentence or f"error: {error}")
         return LOST_PEER if sentence else 2
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C: run the same command again to continue", file=sys.stderr)
+        noise.say("stopped by Ctrl-C: run the same command again to continue")
         return 130
+    except Interrupted as end:
+        noise.say(f"{end}: run the same command again to continue")
+        return 143
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        print(
+        noise.say(
             f"error: {os.strerror(error.errno or 0)}{where}: free space or fix permissions, then run the same command "
-            "again; finished stages are kept",
-            file=sys.stderr,
+            "again; finished stages are kept"
         )
         return 2
     except Exception as error:
-        from hrsa_jax.runtime.loop import Interrupted
-
-        if isinstance(error, Interrupted):
-            print(f"{error}: run the same command again to continue", file=sys.stderr)
-            return 143
         sentence = lost_peer(error)
         if sentence is None:
             raise
-        print(sentence, file=sys.stderr)
+        noise.say(sentence)
         return LOST_PEER
 
 
@@ -144,7 +143,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     the experiment's dataclasses, which know the right names.
     """
     if any(argument in ("--help", "--helpfull", "--helpshort", "-h") for argument in argv):
-        return app.parse_flags_with_usage(argv)
+        try:
+            return app.parse_flags_with_usage(argv)
+        except SystemExit:
+            sys.exit(0)  # absl's status for help is 1
     try:
         given = _joined(argv)
         _parsed([argument for argument in given if not argument.lstrip("-").startswith("config.")])
@@ -167,13 +169,30 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # an override of a setting that the config file does not have
         named = re.search(r"'(\w+)'.*?(?:Did you mean \"(\w+)\"|$)", str(error).replace("\\", ""), re.DOTALL)
         hint = f", did you mean {named[2]!r}" if named and named[2] else ""
-        text = f"the config has no setting {named[1] if named else error!r}{hint}"
+        text = _inside_config_file(error) or f"the config has no setting {named[1] if named else error!r}{hint}"
     except OSError as error:  # overrides of a config file that cannot be loaded
         text = _unloadable(argv, error)
     except (flags.Error, TypeError, ValueError, IndexError) as error:
         text = " ".join(str(error).split()).rstrip(".:? ")
+        if "Error whilst parsing config file" in text:
+            text = _unloadable(argv, error)
+        wanted = re.fullmatch(r"flag --([^:]*): (invalid literal for int|could not convert string to float).*", text)
+        if wanted:
+            text = f"--{wanted[1]} is not {'a whole number' if 'int' in wanted[2] else 'a number'}"
+    except Exception as error:
+        text = _inside_config_file(error)
+        if not text:
+            raise
     print(f"error: {text}: correct the command (settings are listed in the config file)", file=sys.stderr)
     sys.exit(2)
+
+
+def _inside_config_file(error: Exception) -> str:
+    """Where an error within a config file's own code is; empty where it is elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if "get_config" not in (frame.name for frame in frames):
+        return ""
+    return f"{frames[-1].filename} line {frames[-1].lineno}: {type(error).__name__}: {error}"
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -197,10 +216,14 @@ def _joined(argv: list[str]) -> list[str]:
 
 
 def _written(config: Any, path: str) -> Any:
-    """What the config file gives to `path`, or `_ABSENT`; None below a value that is no group of settings."""
+    """What the config file gives to `path`, or `_ABSENT`."""
+    above = "config"
     for name in path.split("."):
         if not hasattr(config, "keys"):
-            return _ABSENT if config is None else None
+            if config is None:
+                return _ABSENT
+            raise flags.Error(f"--config.{path}: {above} is one setting, not a group of settings")
+        above += f".{name}"
         if name not in config:
             return _ABSENT
         config = config[name]
@@ -236,14 +259,15 @@ def _load_config() -> dict[str, Any]:
         raise InputError(f"{_unloadable(sys.argv, error)}: check its path and content") from error
 
 
-def _unloadable(argv: list[str], error: OSError) -> str:
+def _unloadable(argv: list[str], error: Exception) -> str:
     """ml_collections reports a missing file and an error inside it alike, over many lines."""
     path = ""
     for item, following in zip(argv, [*argv[1:], ""], strict=True):
         given = re.fullmatch(r"--?config(?:=(.*))?", item)
         if given:
             path = given[1] if given[1] is not None else following
-    why = str(error).strip().splitlines()[-1].strip() if os.path.exists(path) else "there is no such file"
+    last = str(error).strip().splitlines()[-1].strip()
+    why = last if os.path.exists(path.partition(":")[0]) else "there is no such file"
     return f"config file {path!r} cannot be loaded ({why})"
 
 

@@ -20,6 +20,8 @@ VARIANTS = {"sft": tune_sft, "rlvr": tune_grpo, "sft_full": tune_sft_full}
 
 def get_config(variant: str = "sft") -> config_dict.ConfigDict:
     """Settings of experiments/study.py."""
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}: it is one of {', '.join(VARIANTS)}")
     made = VARIANTS[variant].get_config().to_dict()
     return config_dict.ConfigDict(
         {

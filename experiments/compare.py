@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.announce import opening, short
-from experiments.convert import MeshConfig, device_mesh
-from experiments.run import Model, Run
+from experiments.run import MeshConfig, Model, Run, device_mesh
 from hrsa_jax.data.corpora import bbc_news, stdlib_functions
 from hrsa_jax.data.reasoning_pairs import WORKED_FAMILY, reasoning_pairs
 from hrsa_jax.embedding.encoder import Encoder
@@ -29,6 +28,7 @@ from hrsa_jax.hrsa.results import Comparison
 from hrsa_jax.hrsa.series import compare_by_label, trajectory
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask
 from hrsa_jax.models.backbone import load
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
@@ -214,9 +214,11 @@ class CompareConfig:
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Compares two models in the folder `path`: tables on the terminal, figures, results.json; returns the status."""
     settings = build(CompareConfig, config)
+    texts = None if settings.texts is None else read_texts(settings)
+    sources = (settings.a, settings.b, *settings.backbones, *settings.ceiling, *settings.trajectory)
+    check_sources(*(source for source in sources if not _are_files(source)))
     with Workdir(path, to_json(settings)) as workdir:
         log = RunLog(workdir.path)
-        texts = None if settings.texts is None else read_texts(settings)
         opening(log, workdir, f"compare: {settings.a} with {settings.b}, preset {settings.preset}", command=command)
         # Each of several processes has a store of its own; the states come from all of them either way.
         store = workdir.path / ("activations" if index() == 0 else f".activations{index()}")
@@ -260,8 +262,10 @@ def read_texts(config: CompareConfig) -> LabelledTexts:
     path = Path(config.texts or "")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config.texts: {path} cannot be read as UTF-8 text ({error}): check the path") from error
+    except OSError as error:
+        raise InputError(f"config.texts: {path} cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config.texts: {path} is not UTF-8 text ({error}): save it as such") from error
     fields = (config.label_field, config.breakdown_field)
     if path.suffix not in (".jsonl", ".json"):
         if any(fields):

@@ -16,12 +16,11 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
 
 from experiments.announce import closing, opening
 from experiments.conversion_report import write_report
 from experiments.monitor import Evaluate, Monitor, MonitorConfig, task_evaluation
-from experiments.run import Model, Run
+from experiments.run import MeshConfig, Model, Run, device_mesh
 from experiments.training_data import DataFile, TrainingData, describe, offline_pairs, open_files
 from hrsa_jax.data.prompts import query_prompt
 from hrsa_jax.data.sampler import recipe_hash
@@ -35,12 +34,13 @@ from hrsa_jax.evaluation.suites import OFFLINE, suite
 from hrsa_jax.models.backbone import Backbone
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.lora import LoRAConfig, add_lora, merge_lora, split_trainable
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.flops import training_flops_per_token
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
-from hrsa_jax.runtime.mesh import batch_parts, make_mesh, shard_batch
+from hrsa_jax.runtime.mesh import batch_parts, shard_batch
 from hrsa_jax.runtime.processes import written_once
 from hrsa_jax.runtime.workdir import Stage, Workdir, write_json
 
@@ -81,20 +81,6 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class MeshConfig:
-    """Devices on each axis; -1 takes what is left."""
-
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-
-
-def device_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh over all devices; None where there is one device only."""
-    return make_mesh(**to_json(config)) if jax.device_count() > 1 else None
-
-
-@dataclass(frozen=True)
 class ConvertRun:
     """pair: a second backbone (source "": none), converted by the same recipe in the same data order; the same source
     makes an A/A pair. checkpoints: gs:// address for those of training, instead of the workdir."""
@@ -110,6 +96,7 @@ class ConvertRun:
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Runs or continues a conversion in the folder `path`; returns the exit status."""
     setting = build(ConvertRun, config)
+    check_sources(setting.backbone.source, setting.pair.source)
     started = time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.announce import opening, short
-from experiments.convert import MeshConfig, device_mesh
-from experiments.run import Attention, Model, Run
+from experiments.run import Attention, MeshConfig, Model, Run, device_mesh
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.evaluation.baselines import HashedBagOfWords, RandomVectors
 from hrsa_jax.evaluation.mteb_encoder import MTEBEncoder, TextEncoder
@@ -25,6 +24,7 @@ from hrsa_jax.evaluation.runner import TaskScore, read_scores, refuse_several_pr
 from hrsa_jax.evaluation.suites import Suite, suite
 from hrsa_jax.evaluation.tables import comparison_table, language_means, means, read_published
 from hrsa_jax.models.backbone import load
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
@@ -201,6 +201,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     refuse_several_processes()
     setting = build(EvaluateConfig, config)
     published = read_published(setting.published) if setting.published else {}
+    check_sources(*(source for _, source in setting.named_models()))
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         folder = workdir.path / "tasks"

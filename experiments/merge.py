@@ -14,6 +14,7 @@ from experiments.compare import run as compare
 from experiments.run import Run
 from hrsa_jax.models.backbone import Backbone
 from hrsa_jax.models.merge import Path, interpolate
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
@@ -45,6 +46,7 @@ class MergeConfig:
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Merges (or finds that done), then compares every merged model with a; returns the exit status."""
     setting = build(MergeConfig, config)
+    check_sources(setting.a, setting.b)
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         opening(log, workdir, f"merge: from {setting.a} to {setting.b}, {setting.path}", command=command)

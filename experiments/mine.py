@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.announce import closing, opening
-from experiments.convert import MeshConfig, device_mesh
-from experiments.run import Run
+from experiments.run import MeshConfig, Run, device_mesh
 from experiments.training_data import DataFile, open_files, rows_fingerprint
 from hrsa_jax.data.negatives import Mined, MiningRule, filter_by_margin, known_answers, margin, mine_block
 from hrsa_jax.data.prompts import QUERY_TEMPLATE, query_prompt
 from hrsa_jax.data.sources import Pair, write_jsonl
 from hrsa_jax.embedding.encoder import Encoder
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
@@ -70,6 +70,8 @@ class MineRun:
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Mines every file into `<path>/mined/<name>.jsonl`; returns the exit status."""
     setting = build(MineRun, config)
+    check_sources(setting.encoder)
+    files = open_files(setting.folder, setting.files)
     started = time.monotonic()
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
@@ -80,7 +82,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
             context.load(setting.encoder), max_length=length, dtype=setting.dtype, batch_tokens=setting.batch_tokens
         )
         facts = {}
-        for name, pairs in open_files(setting.folder, setting.files).items():
+        for name, pairs in files.items():
             inputs = {
                 "encoder": encoder.fingerprint,
                 "config": to_json(setting),

@@ -1,4 +1,4 @@
-"""What the stages of a run share: its folder, its voice, and its models, loaded when first needed."""
+"""What the stages of a run share: its folder, its voice, its devices, and its models, loaded when first needed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,32 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
+import jax
 from jax.sharding import Mesh
 
 from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.runtime.checkpoint import check_bucket
+from hrsa_jax.runtime.config import to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.mesh import make_mesh
 from hrsa_jax.runtime.workdir import Stage, Workdir, read_json
 
 Attention = Literal["causal", "bidirectional"]
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices on each axis; -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def device_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh over all devices; None where there is one device only."""
+    return make_mesh(**to_json(config)) if jax.device_count() > 1 else None
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from experiments.controls import (
     planted_truths,
     trajectory,
 )
-from experiments.convert import ConvertConfig, MeshConfig, convert_all, device_mesh, training_data
+from experiments.convert import ConvertConfig, convert_all, training_data
 from experiments.evaluate import BenchmarkConfig, benchmark, study_suite, tuned_tasks
 from experiments.null_effect import CONTROL, null_effect
-from experiments.run import Model, Run
+from experiments.run import MeshConfig, Model, Run, device_mesh
 from experiments.training_data import TrainingData
 from experiments.tune import TuneConfig, tune
 from hrsa_jax.evaluation.offline_tasks import task_texts
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.report import page
 from hrsa_jax.report.verdict import summary, terminal_table
 from hrsa_jax.runtime.config import build, to_json
@@ -68,6 +69,7 @@ class StudyConfig:
 def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Runs or continues the study in the folder `path`; returns the exit status."""
     study = build(StudyConfig, config)
+    check_sources(study.base, study.reasoning)
     started = time.monotonic()
     with Workdir(path, to_json(study), reuse=study.reuse) as workdir:
         log = RunLog(workdir.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,9 @@ def open_files(folder: str, files: Sequence[DataFile]) -> dict[str, Sequence[Pai
     found: dict[str, Sequence[Pair]] = {}
     for file in files:
         if file.path and folder and not Path(file.path).is_absolute():
-            file = DataFile(**{**asdict(file), "path": str(Path(folder) / file.path)})
+            file = replace(file, path=str(Path(folder) / file.path))
+        if file.path and not Path(file.path).exists():
+            raise InputError(f"training file {file.path} does not exist: name yours by the settings folder and files")
         rows = file.open()
         name = file.name or (Path(file.path).stem if file.path else file.hub)
         if name in found:

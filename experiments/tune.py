@@ -17,12 +17,12 @@ import jax
 from flax import nnx
 
 from experiments.announce import closing, opening
-from experiments.convert import MeshConfig, device_mesh
-from experiments.run import Model, Run
+from experiments.run import MeshConfig, Model, Run, device_mesh
 from experiments.variant import change, label, measure, numbers, write_report
 from hrsa_jax.models.backbone import Backbone
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.lora import LoRAConfig, add_lora, merge_lora, split_trainable
+from hrsa_jax.models.source import check_sources
 from hrsa_jax.reasoning.grpo import GRPOConfig
 from hrsa_jax.reasoning.policy import grpo_step
 from hrsa_jax.reasoning.sft import SFTConfig, sft_batches, sft_loss_fn
@@ -117,6 +117,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     if method is not None:
         config = config | {"tune": {**config["tune"], "method": method}}
     setting, started = build(TuneRun, config), time.monotonic()
+    check_sources(setting.base)
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         context = Run(workdir, log, mesh=device_mesh(setting.mesh), checkpoints=setting.checkpoints)

@@ -39,6 +39,26 @@ def resolve(source: str | Path) -> ResolvedSource:
         InputError: nothing usable is there; the sentence says where it looked.
     """
     text = str(source).strip()
+    here = _on_this_disk(text)
+    if here is not None:
+        return here
+    name, _, revision = text.partition("@")
+    return _from_hub(name, revision or None, text)
+
+
+def check_sources(*sources: str | None) -> None:
+    """Refuses what `resolve` would refuse, as far as that is known without a download; None and "" are passed over.
+
+    Raises:
+        InputError: as `resolve`.
+    """
+    for source in filter(None, sources):
+        if _on_this_disk(source.strip()) is None and _offline():
+            resolve(source)
+
+
+def _on_this_disk(text: str) -> ResolvedSource | None:
+    """Where the source lies; None for a hub id."""
     if not text or "\0" in text:
         raise InputError(
             f"model source {text!r} is empty or has a NUL byte: give a folder, hub id, .gguf or package:NAME"
@@ -54,12 +74,11 @@ def resolve(source: str | Path) -> ResolvedSource:
         return _from_path(path, text)
     if text.endswith(".gguf") or path.is_absolute() or text.startswith((".", "~")):
         raise InputError(f"model source {text!r} does not exist on this machine: check the path")
-    name, _, revision = text.partition("@")
-    if not _HUB_ID.match(name):
+    if not _HUB_ID.match(text.partition("@")[0]):
         raise InputError(
             f"model source {text!r} is no existing path, hub id (org/name[@revision]), .gguf file or package:NAME"
         )
-    return _from_hub(name, revision or None, text)
+    return None
 
 
 def _from_path(path: Path, source: str) -> ResolvedSource:
@@ -74,7 +93,10 @@ def _from_path(path: Path, source: str) -> ResolvedSource:
         raise InputError(f"{path} has {len(ggufs)} .gguf files ({', '.join(p.name for p in ggufs)}): name one of them")
     if ggufs:
         return ResolvedSource("gguf", ggufs[0], source)
-    raise InputError(f"{path} has neither config.json nor a .gguf file, so it is not a model folder")
+    models = [str(file.parent) for file in sorted(path.glob("stages/**/model/config.json"))]
+    if models:
+        raise InputError(f"{path} is the folder of a run, not a model: name one of its models, {' or '.join(models)}")
+    raise InputError(f"{path} has neither config.json nor a .gguf file, so it is not a model folder: check the path")
 
 
 def _weights_below(folder: Path) -> Path:
@@ -85,8 +107,14 @@ def _weights_below(folder: Path) -> Path:
     return folder  # _from_path says what is missing
 
 
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _from_hub(name: str, revision: str | None, source: str) -> ResolvedSource:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -94,7 +122,7 @@ def _from_hub(name: str, revision: str | None, source: str) -> ResolvedSource:
         RevisionNotFoundError,
     )
 
-    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = _offline()
     try:
         folder = Path(
             snapshot_download(

@@ -70,8 +70,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         except OverflowError:
             raise InputError(f"{where} is too large: give a number below 1e308") from None
+    if value is None and hint in (int, float, str, bool):
+        raise InputError(f"{where} has no value: give {_article(hint.__name__)} (--{where}=VALUE)")
     if hint in (int, float, str, bool) and type(value) is not hint:
-        raise InputError(f"{where}={value!r} is a {type(value).__name__}: give {_article(hint.__name__)}")
+        raise InputError(f"{where}={value!r} is not {_article(hint.__name__)}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The one exception for input that a user can correct."""
+"""What ends a run that is not our fault: input that a user can correct, and SIGTERM."""
 
 _LONGEST = 1500  # characters of a message; a longer one quotes a whole file
 
@@ -12,6 +12,13 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(_one_line(message))
+
+
+class Interrupted(BaseException):
+    """SIGTERM arrived; finished stages and the last checkpoint are kept, and the same command continues.
+
+    Like KeyboardInterrupt no Exception: what guards one task against failure must not take it for one.
+    """
 
 
 def _one_line(message: str) -> str:

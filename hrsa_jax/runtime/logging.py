@@ -1,4 +1,4 @@
-"""What a run says: lines and progress on the terminal, log.txt, metrics.jsonl, TensorBoard events.
+"""What a run says: how it gets on (stderr), results (stdout), log.txt, metrics.jsonl, TensorBoard events.
 
 On a terminal long work shows a bar with its remaining time; piped, in CI or with TERM=dumb the same work prints a
 plain line now and then. No line is wider than the terminal (80 columns where there is none) unless a word of it is,
@@ -145,11 +145,15 @@ class Progress:
 
 
 class RunLog:
-    """The voice of one run. Without a folder it only prints; on other processes than 0 (primary False) it is silent."""
+    """The voice of one run. Without a folder it only prints; on other processes than 0 (primary False) it is silent.
+
+    stream: takes everything that is printed, in place of stderr and stdout.
+    """
 
     def __init__(self, folder: Path | None = None, *, primary: bool | None = None, stream: TextIO | None = None):
         self.primary = primary = processes.index() == 0 if primary is None else primary
         self._stream: TextIO = (stream or noise.voice()) if primary else open(os.devnull, "w")  # noqa: SIM115
+        self._output: TextIO = (stream or noise.output()) if primary else self._stream
         self._path = folder / "metrics.jsonl" if folder is not None and primary else None
         self._log = folder / LOG if folder is not None and primary else None
         self._events_folder = folder / "tensorboard" if folder is not None and primary else None
@@ -163,17 +167,17 @@ class RunLog:
         """Prints text that tells how the run gets on; left out where only results are wanted."""
         self._keep(text)
         if not noise.quiet():
-            self._say(text)
+            self._say(text, self._stream)
 
     def result(self, text: str) -> None:
-        """Prints text that is never left out: what the run was for, and what failed."""
+        """Prints text that is never left out, on stdout: what the run was for, and what failed."""
         self._keep(text)
-        self._say(text)
+        self._say(text, self._output)
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, stream: TextIO) -> None:
         if self._progress is not None:
             self._progress.clear()
-        print(wrapped(text, columns(self._stream)), file=self._stream, flush=True)
+        print(wrapped(text, columns(stream)), file=stream, flush=True)
         if self._progress is not None:
             self._progress.draw()
 

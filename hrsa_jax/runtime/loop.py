@@ -26,7 +26,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hrsa_jax.runtime.checkpoint import Checkpoints
-from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.errors import InputError, Interrupted
 from hrsa_jax.runtime.flops import peak_flops
 from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.metrics import read
@@ -34,7 +34,6 @@ from hrsa_jax.runtime.optim import OptimConfig, ParameterGroup, make_optimizer
 from hrsa_jax.runtime.processes import index, sigterm_asks
 
 __all__ = [
-    "Interrupted",
     "OptimConfig",
     "ParameterGroup",
     "TrainState",
@@ -49,10 +48,6 @@ __all__ = [
 PyTree = Any
 Metrics = dict[str, Any]  # float32 scalars, or runtime/metrics.Mean
 LossFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, Metrics]]
-
-
-class Interrupted(Exception):
-    """SIGTERM arrived: the checkpoint is written and the same command continues."""
 
 
 @jax.tree_util.register_dataclass
@@ -229,11 +224,11 @@ def train(
                 if last or (number + 1) % checkpoint_every == 0:
                     watch.drain(progress)
                     checkpoints.save(number + 1, state.saved())
-                if enough:
-                    break
-                if stopped and number + 1 < steps:
+                if stopped:
                     checkpoints.close()
                     raise Interrupted(f"{label} stopped after step {number + 1} of {steps}; its checkpoint is saved")
+                if enough:
+                    break
         checkpoints.close()
     return state
 

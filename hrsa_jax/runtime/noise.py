@@ -1,7 +1,8 @@
 """Keeps what libraries print off the terminal: their warnings, bars and C++ messages go into the run's log file.
 
 `caught` turns file descriptors 1 and 2 aside, so that nothing below Python escapes either; the run itself speaks
-through `voice()`. Until a workdir is open the messages wait in a temporary file, `attach` moves them into the log.
+through `voice()` and `output()`. Until a workdir is open the messages wait in a temporary file, `attach` moves them
+into the log.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import faulthandler
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -23,15 +25,30 @@ QUIET, NORMAL, EVERYTHING = -1, 0, 1  # --verbosity: results only; a line for ev
 class _State:
     verbosity: int = NORMAL
     voice: TextIO | None = None
+    output: TextIO | None = None
     waiting: BinaryIO | None = None
+    log: Path | None = None
 
 
 _here = _State()
 
 
 def voice() -> TextIO:
-    """Where the run prints: the terminal (or pipe) that was stderr when the command began."""
+    """Where the run says how it gets on: the terminal (or pipe) that was stderr when the command began."""
     return _here.voice or sys.stderr
+
+
+def output() -> TextIO:
+    """Where the run prints its results: the terminal (or pipe) that was stdout when the command began."""
+    return _here.output or sys.stdout
+
+
+def say(text: str) -> None:
+    """A last word on stderr: why the run ended. The log, where there is one, keeps it too."""
+    print(text, file=sys.stderr, flush=True)
+    if _here.log is not None and _here.log.exists():
+        with suppress(OSError), _here.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
 def quiet() -> bool:
@@ -53,7 +70,9 @@ def caught() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    _here.voice = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
+    _here.voice, _here.output = (
+        os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="replace") for number in (2, 1)
+    )
     _here.waiting = tempfile.TemporaryFile()  # noqa: SIM115
     _turn_to(_here.waiting.fileno())
     faulthandler.enable(file=_here.voice)
@@ -65,7 +84,7 @@ def caught() -> Iterator[None]:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
         faulthandler.enable(file=sys.__stderr__ or 2)
-        _here.voice = None
+        _here.voice = _here.output = None
         raise
     finally:
         for copy in kept:
@@ -74,6 +93,7 @@ def caught() -> Iterator[None]:
 
 def attach(path: Path) -> None:
     """From now on messages are appended to `path`, those that waited first."""
+    _here.log = path
     if _here.waiting is None:
         return
     waiting, _here.waiting = _here.waiting, None

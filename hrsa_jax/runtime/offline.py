@@ -1,5 +1,6 @@
 """Where packages that carry weights or corpora lie: their files are read, their code never runs."""
 
+import difflib
 import importlib.machinery
 import os
 from pathlib import Path
@@ -32,6 +33,10 @@ def offline_package(name: str) -> Path:
     spec = importlib.machinery.PathFinder.find_spec(name)
     if spec is not None and spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))
+    installed = [folder.name for root in roots if root.is_dir() for folder in root.iterdir() if folder.is_dir()]
+    near = difflib.get_close_matches(name, installed, n=1)
+    if near:
+        raise InputError(f"package {name!r} is not installed: did you mean package:{near[0]}?")
     raise InputError(
         f"package {name!r} was found neither in {' nor in '.join(str(r) for r in dict.fromkeys(roots))} nor on the "
         "import path: run `pip install --no-deps --target .offline -r requirements-offline.txt`"

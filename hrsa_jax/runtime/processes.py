@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.errors import InputError, Interrupted
 
 HEARTBEAT_SECONDS = 30
 JOIN_SECONDS = 300  # hosts of a pod start minutes apart
@@ -162,6 +162,20 @@ def written_once(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch) / folder.name
     agreed(None)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """While the block runs, SIGTERM raises Interrupted in it, as Ctrl-C raises KeyboardInterrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted("stopped by SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

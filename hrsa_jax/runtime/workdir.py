@@ -7,11 +7,13 @@
 
 A stage whose marker carries the fingerprint of its present inputs is not run again. A stage that was cut off keeps its
 files (checkpoints, finished tasks) as long as its inputs are the same, and starts clean otherwise. A stage that another
-workdir finished with the same inputs and versions is taken over from it, where the caller names that workdir.
+workdir finished with the same inputs and versions is taken over from it, where the caller names that workdir. What a
+run that ended by bad input has made is taken away again, as long as it holds no work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -20,7 +22,6 @@ import math
 import os
 import platform
 import shutil
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import Any
 
 from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import LOG
+from hrsa_jax.runtime.memory import PeakMemory
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "mteb", "numpy", "scipy")
 
@@ -97,7 +100,7 @@ class Stage:
             self._record = self._finished(path) or self._take_over(donors)
         self._record, self.taken_from = processes.agreed((self._record, self.taken_from))
         self._started = 0.0
-        self._memory = _PeakMemory()
+        self._memory = PeakMemory()
         if self.taken_from:
             self._on_complete(self)
 
@@ -169,8 +172,10 @@ class Stage:
         self._memory.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._memory.stop()
+        if kind is not None and issubclass(kind, InputError) and processes.index() == 0:
+            _remove_bare(self.path, ("inputs.json",), (self.path, *self.path.parents))
 
 
 class Workdir:
@@ -195,6 +200,7 @@ class Workdir:
         reuse: Sequence[str | Path] = (),
     ):
         self.path = Path(path).absolute()
+        self._new, self._made = False, list[Path]()  # whether this run made the manifest, and the folders it made
         self.listeners: list[Callable[[Stage], None]] = []  # called when a stage begins, or is found done, and ends
         self._donors = [_checked_donor(Path(folder).absolute(), self.path) for folder in reuse]
         problem = None
@@ -221,10 +227,15 @@ class Workdir:
         self.manifest = _read_manifest(self._manifest_path)
 
     def _open(self, config: dict[str, Any], seconds_to_wait: float) -> None:
+        self._new = not (self.path / "manifest.json").exists()
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
+            above = next((folder for folder in (self.path, *self.path.parents) if folder.is_file()), None)
+            if above is not None:
+                raise InputError(f"workdir {self.path} cannot be made, {above} is a file: give a folder") from None
             raise InputError(
                 f"workdir {self.path} cannot be written ({error.strerror}): give another --workdir, or fix its rights"
             ) from error
@@ -234,7 +245,11 @@ class Workdir:
         # A run that never began a stage (a misspelt model, say) binds nobody to its config.
         if self._manifest_path.exists() and (self.path / "stages").exists():
             self.manifest = _read_manifest(self._manifest_path)
-            self._refuse_other_config(config)
+            try:
+                self._refuse_other_config(config)
+            except InputError:
+                self.close()
+                raise
         else:
             self.manifest = {
                 "config": config,
@@ -261,7 +276,9 @@ class Workdir:
     def __enter__(self) -> Workdir:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, InputError) and self._new:
+            _remove_bare(self.path, (".lock", "manifest.json", LOG), self._made)
         self.close()
 
     def _record_stage(self, stage: Stage) -> None:
@@ -300,13 +317,16 @@ class Workdir:
         self._lock.flush()
 
     def _refuse_other_config(self, config: dict[str, Any]) -> None:
-        changes = _differences(self.manifest.get("config", {}), config)
+        old = self.manifest.get("config", {})
+        changes = _differences(old, config)
+        if isinstance(old, dict) and not len(old.keys() & config.keys()) > len(config) / 2:
+            raise InputError(f"workdir {self.path} belongs to a run of another experiment: give a new --workdir")
         if changes:
-            self.close()
-            shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
+            shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+            take = f" (--config.reuse=\"('{self.path}',)\" takes what is finished here)" if "reuse" in config else ""
             raise InputError(
-                f"workdir {self.path} belongs to a run with another config ({shown}): "
-                "give a new --workdir, or the old settings to continue"
+                f"workdir {self.path} belongs to a run with another config ({shown}): give a new --workdir{take}, or "
+                "the old settings to continue"
             )
 
 
@@ -323,7 +343,18 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             rows += _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
         return rows
-    return [] if old == new else [f"{where}: was {json.dumps(old)}, now {json.dumps(new)}"]
+    return [] if old == new else [f"{where}: was {json.dumps(old):.60}, now {json.dumps(new):.60}"]
+
+
+def _remove_bare(folder: Path, names: Sequence[str], folders: Sequence[Path]) -> None:
+    """Empties a folder that holds nothing but files called `names`, and removes `folders` as far as they are empty."""
+    with contextlib.suppress(OSError):
+        found = list(folder.iterdir())
+        if {entry.name for entry in found} <= set(names):
+            for entry in found:
+                entry.unlink()
+            for empty in folders:
+                empty.rmdir()
 
 
 def _finite(value: Any) -> Any:
@@ -366,35 +397,3 @@ def _try_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-class _PeakMemory:
-    """Peak resident memory of this process while a stage runs, sampled five times a second."""
-
-    def __init__(self) -> None:
-        self._peak = 0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def peak_mb(self) -> float:
-        self._sample()
-        return self._peak / 2**20
-
-    def _sample(self) -> None:
-        import psutil
-
-        self._peak = max(self._peak, psutil.Process().memory_info().rss)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.2):
-            self._sample()

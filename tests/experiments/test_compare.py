@@ -91,7 +91,7 @@ def test_files_of_activations_need_no_texts(tmp_path):
         ('{"text": "a"}\n{"body": "b"}\n', {}, r":2 has no usable field 'text'"),
         ('{"text": ""}\n', {}, ":1 has no usable field"),
         ('{"text": "a"}\n', {"label_field": "topic"}, r":1 has no usable field 'topic'"),
-        (None, {}, "cannot be read as UTF-8 text"),
+        (None, {}, "texts.jsonl cannot be read .No such file"),
     ],
 )
 def test_bad_texts_are_named_by_file_and_line(tmp_path, content, config, words):

@@ -52,12 +52,19 @@ def test_flags_and_settings_that_do_not_exist_name_the_nearest(config, tmp_path)
         "convert.optim.learning_rate?",
     )
     check(launch(quick, work, "--config.convert.seeds=3"), "config.convert.seeds=3 is one number", "write (3,)")
-    check(launch(quick, work, "--config.controls.random_weights=7"), "config.controls.random_weights=7 is a int")
+    check(
+        launch(quick, work, "--config.controls.random_weights=7"),
+        "config.controls.random_weights=7 is not True or False",
+    )
     check(
         launch(quick, work, "--config.benchmark.tasks=('OfflineLeeST',)"), "'OfflineLeeST': did you mean OfflineLeeSTS?"
     )
     check(launch(quick, work, "--config.convert.recipe.steps", "3"), "3 steps with warmup_steps=5")
-    check(launch(quick, work, "--config.convert.recipe.steps=many"), "config.convert.recipe.steps=many")
+    check(
+        launch(quick, work, "--config.convert.recipe.steps=many"),
+        "config.convert.recipe.steps=many is not a whole number",
+    )
+    check(launch(quick, work, "--config.label.x=3"), "config.label is one setting, not a group")
     check(launch("--config=configs/quickstar.py", work), "configs/quickstar.py", "cannot be loaded")
     check(launch("--config", "configs/quickstar.py", work, "--config.base=x"), "'configs/quickstar.py'", "no such file")
     check(launch(quick), "--workdir")
@@ -71,13 +78,26 @@ def test_flags_and_settings_that_do_not_exist_name_the_nearest(config, tmp_path)
 
 def test_a_workdir_that_cannot_be_written_and_a_model_that_is_not_there(tmp_path):
     (tmp_path / "file").write_text("")
-    check(launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"), "cannot be written")
+    check(
+        launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"), "is a file: give a folder"
+    )
     ran = launch("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", "--config.base=no/such-model")
-    assert ran.returncode == 2
-    sentence = ran.stderr.strip().splitlines()[-1]  # below the banner that names the models
-    assert sentence.startswith("error: no/such-model")
-    assert "HF_HUB_OFFLINE=1" in sentence
-    assert not (tmp_path / "run" / "stages").exists()
+    check(ran, "error: no/such-model", "HF_HUB_OFFLINE=1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fault_in_a_config_file_is_told_by_its_line(tmp_path):
+    work = f"--workdir={tmp_path / 'run'}"
+    check(launch("--config=configs/replication.py:sfft", work), "no variant 'sfft': it is one of sft, rlvr, sft_full")
+    for body, said in (("return missing", "NameError"), ("return {}['x']", "KeyError"), ("return (1).x", "Attribute")):
+        (tmp_path / "mine.py").write_text(f"def get_config():\n    {body}\n")
+        check(launch(f"--config={tmp_path / 'mine.py'}", work), "mine.py line 2: ", said)
+
+
+def test_help_is_no_failure():
+    ran = launch("--help")
+    assert ran.returncode == 0
+    assert "Exit status" in ran.stdout
 
 
 @pytest.mark.parametrize("workdir", [["--workdir=runs/a b"], ["--workdir", "runs/a b"], ["-workdir=x"]])

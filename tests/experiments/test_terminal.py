@@ -5,15 +5,20 @@ The same checks over a whole study, on a terminal and piped, are in test_study.p
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from terminal import faults, in_terminal, shown
 
 from experiments.announce import _cost, closing, opening
+from hrsa_jax.runtime import noise
+from hrsa_jax.runtime.errors import Interrupted
 from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.processes import sigterm_interrupts
 from hrsa_jax.runtime.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +111,32 @@ def test_verbosity_and_errors(noisy):
     assert seen.startswith("the result\nTraceback")  # results and failures, nothing else; the traceback is not lost
     assert "a fault of our own" in seen
     assert "the run itself" in log
+
+
+def test_results_go_to_stdout_and_all_else_to_stderr(noisy, tmp_path):
+    noisy(terminal=False)  # writes the program
+    (tmp_path / "apart").mkdir()
+    command = [sys.executable, str(tmp_path / "noisy.py"), str(tmp_path / "apart"), "0"]
+    ran = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "the result\n"
+    assert "the run itself" in ran.stderr
+
+
+def test_sigterm_interrupts_as_ctrl_c_does_and_the_log_knows_why(tmp_path):
+    noise.attach(tmp_path / "log.txt")
+    (tmp_path / "log.txt").write_text("before\n")
+
+    def working():
+        with sigterm_interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        working()
+    noise.say("stopped by SIGTERM: run the same command again to continue")
+    assert (tmp_path / "log.txt").read_text().endswith("again to continue\n")
 
 
 def test_the_opening_says_what_where_and_how_long(tmp_path, monkeypatch, capsys):

@@ -16,9 +16,9 @@ import pytest
 
 import hrsa_jax.runtime.checkpoint as checkpoint_module
 from hrsa_jax.runtime.checkpoint import Checkpoints
-from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.errors import InputError, Interrupted
 from hrsa_jax.runtime.logging import RunLog
-from hrsa_jax.runtime.loop import Interrupted, OptimConfig, init_state, make_optimizer, make_step, train
+from hrsa_jax.runtime.loop import OptimConfig, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import make_mesh, named_sharding
 
 ROOT = Path(__file__).resolve().parents[2]

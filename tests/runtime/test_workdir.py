@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import RunLog
 from hrsa_jax.runtime.workdir import Workdir, read_json, write_json
 
 CONFIG = {"seed": 1, "tune": {"steps": 3}}
@@ -49,6 +50,52 @@ def test_another_config_is_refused_by_what_changed_once_a_stage_began(tmp_path):
     Workdir(tmp_path, CONFIG).close()
 
 
+def test_bad_input_leaves_nothing_but_finished_work_and_a_corrected_setting_goes_on(tmp_path):
+    def run(folder, finished):
+        with Workdir(folder, CONFIG) as workdir:
+            RunLog(folder, primary=True).line("begun")
+            for name in finished:
+                with workdir.stage(name, {}) as stage:
+                    stage.complete(1)
+            with workdir.stage("convert/a", CONFIG):
+                raise InputError("a bad setting")
+
+    def refused(folder, *, finished=()):
+        with pytest.raises(InputError, match="a bad setting"):
+            run(folder, finished)
+
+    made = tmp_path / "made" / "by" / "us"
+    refused(made)
+    assert not (tmp_path / "made").exists()
+    (tmp_path / "theirs").mkdir()
+    refused(tmp_path / "theirs")
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+    with Workdir(made, CONFIG):
+        (made / "results.json").write_text("{}")
+    refused(made)
+    assert {path.name for path in made.iterdir()} >= {"results.json", "manifest.json"}
+    Workdir(made, {"seed": 2}).close()  # no stage was finished: another setting is welcome
+
+    refused(tmp_path / "kept", finished=("tune",))
+    assert {path.name for path in (tmp_path / "kept" / "stages").iterdir()} == {"tune"}
+    with pytest.raises(InputError, match="another config"):
+        Workdir(tmp_path / "kept", {"seed": 2, "tune": {"steps": 3}})
+    with pytest.raises(InputError, match="of another experiment"):
+        Workdir(tmp_path / "kept", {"a": 1, "b": 2})
+
+
+def test_a_stopped_stage_that_holds_work_is_not_taken_for_refused(tmp_path):
+    def run():
+        with Workdir(tmp_path / "run", CONFIG) as workdir, workdir.stage("a", {}) as stage:
+            (stage.path / "checkpoint").write_text("1")
+            raise InputError("the loss became NaN")
+
+    with pytest.raises(InputError, match="became NaN"):
+        run()
+    assert (tmp_path / "run" / "stages" / "a" / "checkpoint").exists()
+
+
 def test_a_busy_workdir_names_the_process(tmp_path):
     with Workdir(tmp_path, CONFIG):
         code = f"from hrsa_jax.runtime.workdir import Workdir; Workdir({str(tmp_path)!r}, {CONFIG!r})"
@@ -58,7 +105,7 @@ def test_a_busy_workdir_names_the_process(tmp_path):
 
 def test_a_workdir_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written"):
+    with pytest.raises(InputError, match=r"cannot be made, .*file is a file: give a folder"):
         Workdir(tmp_path / "file" / "run", CONFIG)
 
 
