@@ -307,6 +307,6 @@ def _print_tables(
         for name, found in scores[chosen.name].items():
             pending = [score.task for score in found if score.error == "not finished"]
             if pending:
-                log.result(f"{name}: left to the other workers, not finished yet: {', '.join(pending)}")
+                log.problem(f"{name}: left to the other workers, not finished yet: {', '.join(pending)}")
     for text in failed:
-        log.result(f"FAILED: {text}")
+        log.problem(f"FAILED: {text}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.announce import opening
-from experiments.compare import CompareConfig
+from experiments.compare import CompareConfig, read_texts
 from experiments.compare import run as compare
 from experiments.run import Run
 from hrsa_jax.models.backbone import Backbone
@@ -47,6 +47,10 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
     """Merges (or finds that done), then compares every merged model with a; returns the exit status."""
     setting = build(MergeConfig, config)
     check_sources(setting.a, setting.b)
+    names = ("texts", "text_field", "max_texts", "max_tokens", "seed")
+    texts = {name: getattr(setting, name) for name in names}
+    if setting.texts is not None:
+        read_texts(CompareConfig(setting.a, setting.b, **texts))  # refused before anything is merged
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
         opening(log, workdir, f"merge: from {setting.a} to {setting.b}, {setting.path}", command=command)
@@ -54,10 +58,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         log.close()
     if setting.texts is None:
         return 0
-    names = ("texts", "text_field", "max_texts", "max_tokens", "seed")
-    comparison = CompareConfig(
-        a=folders[0], b=folders[-1], trajectory=tuple(folders), **{name: getattr(setting, name) for name in names}
-    )
+    comparison = CompareConfig(a=folders[0], b=folders[-1], trajectory=tuple(folders), **texts)
     return compare(to_json(comparison), f"{path}/hrsa", command=command)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +94,9 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
                         found = mine_file(pairs, encoder, setting, place, mined / f"{name}.jsonl", context)
                     stage.complete(found)
             facts[name] = stage.result
-            log.line(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in stage.result.items()))
+            log.result(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stage.result.items()))
+            if 2 * stage.result["without negatives"] > stage.result["written"]:
+                log.result(_why_none(stage.result, setting.rule))
         results = {"schema": 1, "kind": "mining", "label": setting.label, "files": facts}
         results |= {"config": to_json(setting), "provenance": {"command": command}}
         write_json(workdir.path / "results.json", results)
@@ -116,7 +118,8 @@ def mine_file(
     texts = list(place_of)
     vectors_Pd = _embed(texts, encoder, folder / "passages.npy", setting.block, log)
     answers = known_answers(pairs, place_of)
-    counts = {"rows": len(pairs), "passages": len(texts), "too few negatives": 0, "outside the margin": 0, "written": 0}
+    counts = {"rows": len(pairs), "passages": len(texts)}
+    counts |= dict.fromkeys(("too few negatives", "outside the margin", "written", "without negatives"), 0)
     gaps: list[float] = []
 
     def rows() -> Iterator[Pair]:
@@ -140,6 +143,7 @@ def mine_file(
                 counts["outside the margin"] += 1
                 continue
             counts["written"] += 1
+            counts["without negatives"] += not pair.negatives
             gap = margin(pair)
             gaps.extend([] if gap is None else [gap])
             yield pair
@@ -148,6 +152,17 @@ def mine_file(
     write_jsonl(target, kept())
     os.unlink(folder / "passages.npy")
     return {**counts, "mean margin": round(float(np.mean(gaps)), 4) if gaps else None}
+
+
+def _why_none(counts: Mapping[str, Any], rule: MiningRule) -> str:
+    """What to change where most rows have got no negative."""
+    ranks = min(rule.ranks(counts["passages"]), counts["passages"] - 1)
+    margins = [f"{rule.relative_margin:.0%} of its score"] + [f"{rule.absolute_margin:g}"] * bool(rule.absolute_margin)
+    return (
+        f"{counts['without negatives']} of {counts['written']} rows have no negative: of the {ranks} passages nearest "
+        f"to a query, those that are not below its own answer by {' and '.join(margins)} are left out, because they "
+        "may be answers too; a smaller config.relative_margin or a larger config.last_rank finds more"
+    )
 
 
 def _mine(

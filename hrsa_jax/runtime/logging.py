@@ -170,9 +170,14 @@ class RunLog:
             self._say(text, self._stream)
 
     def result(self, text: str) -> None:
-        """Prints text that is never left out, on stdout: what the run was for, and what failed."""
+        """Prints what the run was for, on stdout; never left out."""
         self._keep(text)
         self._say(text, self._output)
+
+    def problem(self, text: str) -> None:
+        """Prints what failed or is missing, on stderr; never left out."""
+        self._keep(text)
+        self._say(text, self._stream)
 
     def _say(self, text: str, stream: TextIO) -> None:
         if self._progress is not None:

@@ -47,7 +47,7 @@ def test_folders_are_scored_beside_published_scores(models, tiny, tmp_path, caps
     published = tmp_path / "published.csv"
     published.write_text(f"model,{NAMES[0]}\norg/known,61.5\n")
     assert run(config(models, published=str(published)), tmp_path / "run") == 0
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     assert "org/known *" in printed
     assert "61.50" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())

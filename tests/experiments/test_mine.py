@@ -67,6 +67,17 @@ def plain_search(pairs, encoder, count, limit_of):
     return found
 
 
+def test_why_rows_have_no_negatives_is_said(setting, capsys):
+    mined, facts = run(settings(setting, relative_margin=0.9), setting / "none")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert facts["without negatives"] == sum(not pair.negatives for pair in mined) > 30
+    assert f"{facts['without negatives']} of 60 rows have no negative: of the" in printed
+    assert "by 90% of its score are left out" in printed
+    _, facts = run(settings(setting, last_rank=100), setting / "some")
+    assert facts["without negatives"] < 30
+    assert "have no negative" not in capsys.readouterr().out
+
+
 def test_what_is_mined_equals_a_plain_search(setting):
     pairs = list(open_jsonl(setting / "facts.jsonl"))
     mined, facts = run(settings(setting), setting / "plain")
