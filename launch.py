@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str]) -> int:
     from hrsa_jax.runtime import noise
     from hrsa_jax.runtime.errors import InputError
-    from hrsa_jax.runtime.processes import join, joining, sigterm_interrupts, supervised
+    from hrsa_jax.runtime.processes import join, joining, sigterm_ends, supervised
 
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}: settings are given as --config.NAME=VALUE")
@@ -69,7 +69,7 @@ def _main(argv: list[str]) -> int:
         hidden = noise.caught()
     _quiet_libraries(completely=name in _ALONE or how is not None)
     if how is None or name in _ALONE:
-        with hidden, sigterm_interrupts():
+        with hidden, sigterm_ends():
             return _run(name, config)
 
     def joined() -> int:

@@ -14,11 +14,8 @@ class InputError(ValueError):
         super().__init__(_one_line(message))
 
 
-class Interrupted(BaseException):
-    """SIGTERM arrived; finished stages and the last checkpoint are kept, and the same command continues.
-
-    Like KeyboardInterrupt no Exception: what guards one task against failure must not take it for one.
-    """
+class Interrupted(Exception):
+    """SIGTERM arrived while it trained: the checkpoint is written and the same command continues."""
 
 
 def _one_line(message: str) -> str:

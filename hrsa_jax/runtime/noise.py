@@ -44,11 +44,20 @@ def output() -> TextIO:
 
 
 def say(text: str) -> None:
-    """A last word on stderr: why the run ended. The log, where there is one, keeps it too."""
-    print(text, file=sys.stderr, flush=True)
+    """A last word on stderr: why the run ended. The log, where there is one, keeps it too.
+
+    Written without Python's buffers, which a signal's handler must not enter again.
+    """
+    try:
+        end = "\n" if voice().isatty() else ""  # below the bar, if there is one
+        os.write(voice().fileno(), f"{end}{text}\n".encode(errors="replace"))
+    except (OSError, ValueError):  # a stream that is no file
+        print(text, file=voice(), flush=True)
     if _here.log is not None and _here.log.exists():
-        with suppress(OSError), _here.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        with suppress(OSError):
+            log = os.open(_here.log, os.O_WRONLY | os.O_APPEND)
+            os.write(log, f"{time.strftime('%H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
+            os.close(log)
 
 
 def quiet() -> bool:

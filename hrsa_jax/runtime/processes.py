@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from hrsa_jax.runtime.errors import InputError, Interrupted
+from hrsa_jax.runtime import noise
+from hrsa_jax.runtime.errors import InputError
 
 HEARTBEAT_SECONDS = 30
 JOIN_SECONDS = 300  # hosts of a pod start minutes apart
@@ -165,13 +166,18 @@ def written_once(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """While the block runs, SIGTERM raises Interrupted in it, as Ctrl-C raises KeyboardInterrupt."""
+def sigterm_ends() -> Iterator[None]:
+    """While the block runs, SIGTERM ends the process at once, with a sentence and status 143.
 
-    def interrupt(*_: object) -> None:
-        raise Interrupted("stopped by SIGTERM")
+    No exception is raised: one that meets a callback of the garbage collector's is lost, and the run goes on. What is
+    on the disk is complete at every moment.
+    """
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    def end(*_: object) -> None:
+        noise.say("stopped by SIGTERM: run the same command again to continue")
+        os._exit(143)
+
+    previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
@@ -232,19 +238,19 @@ def supervised(program: Callable[[], int], process: str) -> int:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    noise, noise_end = os.pipe()
+    pipe, pipe_end = os.pipe()
     alive, alive_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(noise)
+        os.close(pipe)
         os.close(alive_end)
-        _run_child(program, noise_end, alive)
-    os.close(noise_end)
+        _run_child(program, pipe_end, alive)
+    os.close(pipe_end)
     os.close(alive)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: os.kill(child, received))
     withheld: list[bytes] = []
-    reader = threading.Thread(target=_pass_on, args=(noise, withheld), daemon=True)
+    reader = threading.Thread(target=_pass_on, args=(pipe, withheld), daemon=True)
     reader.start()
     _, status = os.waitpid(child, 0)
     reader.join(timeout=5)
@@ -260,14 +266,14 @@ def supervised(program: Callable[[], int], process: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _run_child(program: Callable[[], int], noise: int, alive: int) -> None:
+def _run_child(program: Callable[[], int], pipe: int, alive: int) -> None:
     """The child: what Python prints goes where it did, what libraries print below it goes to the parent."""
     os.setsid()  # Ctrl-C reaches the parent only, which passes it on: once, not twice
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    os.dup2(noise, 1)
-    os.dup2(noise, 2)
-    os.close(noise)
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    os.close(pipe)
 
     def end_with_parent() -> None:
         os.read(alive, 1)  # returns when the parent is gone
@@ -294,9 +300,9 @@ def _run_child(program: Callable[[], int], noise: int, alive: int) -> None:
     os._exit(code)
 
 
-def _pass_on(noise: int, withheld: list[bytes]) -> None:
+def _pass_on(pipe: int, withheld: list[bytes]) -> None:
     """Copies the child's library messages to stderr, up to those of the coordination service or of a fatal error."""
-    with os.fdopen(noise, "rb") as lines:
+    with os.fdopen(pipe, "rb") as lines:
         for line in lines:
             if withheld or _FATAL.match(line) or _COORDINATION.search(line):
                 withheld.append(line)

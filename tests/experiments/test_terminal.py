@@ -8,17 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from terminal import faults, in_terminal, shown
 
 from experiments.announce import _cost, closing, opening
-from hrsa_jax.runtime import noise
-from hrsa_jax.runtime.errors import Interrupted
 from hrsa_jax.runtime.logging import RunLog
-from hrsa_jax.runtime.processes import sigterm_interrupts
 from hrsa_jax.runtime.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,19 +120,29 @@ def test_results_go_to_stdout_and_all_else_to_stderr(noisy, tmp_path):
     assert "the run itself" in ran.stderr
 
 
-def test_sigterm_interrupts_as_ctrl_c_does_and_the_log_knows_why(tmp_path):
-    noise.attach(tmp_path / "log.txt")
-    (tmp_path / "log.txt").write_text("before\n")
+WAITING = """
+import sys, time
+from pathlib import Path
+from hrsa_jax.runtime import noise
+from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.processes import sigterm_ends
+with noise.caught(), sigterm_ends():
+    RunLog(Path(sys.argv[1]), primary=True).line("waiting")
+    try:
+        time.sleep(60)
+    except BaseException:
+        print("not an exception, which a callback could lose")
+"""
 
-    def working():
-        with sigterm_interrupts():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
 
-    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-        working()
-    noise.say("stopped by SIGTERM: run the same command again to continue")
-    assert (tmp_path / "log.txt").read_text().endswith("again to continue\n")
+def test_sigterm_ends_a_run_with_a_sentence_that_the_log_keeps(tmp_path):
+    command = [sys.executable, "-c", WAITING, str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline() == "waiting\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr.read() == "stopped by SIGTERM: run the same command again to continue\n"
+    assert process.wait() == 143
+    assert (tmp_path / "log.txt").read_text().endswith("stopped by SIGTERM: run the same command again to continue\n")
 
 
 def test_the_opening_says_what_where_and_how_long(tmp_path, monkeypatch, capsys):
