@@ -319,7 +319,7 @@ class Workdir:
     def _refuse_other_config(self, config: dict[str, Any]) -> None:
         old = self.manifest.get("config", {})
         changes = _differences(old, config)
-        if isinstance(old, dict) and not len(old.keys() & config.keys()) > len(config) / 2:
+        if config and isinstance(old, dict) and not len(old.keys() & config.keys()) > len(config) / 2:
             raise InputError(f"workdir {self.path} belongs to a run of another experiment: give a new --workdir")
         if changes:
             shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
