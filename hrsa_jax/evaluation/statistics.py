@@ -178,15 +178,19 @@ def needed_sizes(d_TS: ArrayLike, margin: float, *, target: float = TARGET_POWER
 
     Returns:
         (tasks, seeds), each the smallest with the target power at a true difference of zero; above 1,000 the
-        search stops and 1,001 is returned. A study of one seed is planned for three.
+        search stops and 1,001 is returned.
+
+    Raises:
+        ValueError: for one seed, which does not show how far seeds differ.
     """
     d_TS = _table(d_TS)
-    spread = components(d_TS)
     tasks, seeds = d_TS.shape
-    plan_seeds = seeds if seeds > 1 else 3
+    if seeds < 2:
+        raise ValueError("what a claim needs cannot be said from one seed: it does not show how far seeds differ")
+    spread = components(d_TS)
 
     def enough_tasks(n: int) -> bool:
-        return _power_of(n, plan_seeds, margin, spread) >= target
+        return _power_of(n, seeds, margin, spread) >= target
 
     def enough_seeds(n: int) -> bool:
         return _power_of(tasks, n, margin, spread) >= target
@@ -198,15 +202,16 @@ def verdict(d_TS: ArrayLike, margin: float, *, positive_control: ArrayLike | Non
     """The preregistered words for a table of differences (T, S) in points.
 
     90% interval inside +/- margin: "no advantage (equivalent within m)", even if it excludes 0; else entirely above
-    or below 0: "advantage" or "disadvantage"; else, and always with one seed, "inconclusive (needs about N tasks or
-    S seeds)". Without a positive control (T', S') whose own interval lies beyond the margin, "; sensitivity not
-    shown" is appended: the study might have been unable to see any difference.
+    or below 0: "advantage" or "disadvantage"; else "inconclusive (needs about N tasks or S seeds)". One seed is
+    always "inconclusive": it does not show how far seeds differ, so what it would take cannot be said. Without a
+    positive control (T', S') whose own interval lies beyond the margin, "; sensitivity not shown" is appended: the
+    study might have been unable to see any difference.
     """
     if margin <= 0:
         raise ValueError(f"margin must be positive, got {margin}")
     d_TS = _table(d_TS)
     if d_TS.shape[1] == 1:
-        word = _inconclusive(d_TS, margin)
+        word = "inconclusive"
     else:
         _, low, high, _ = crossed_interval(d_TS)
         if -margin <= low and high <= margin:
@@ -255,8 +260,6 @@ def power_table(
 
 def _inconclusive(d_TS: FloatArray, margin: float) -> str:
     tasks, seeds = needed_sizes(d_TS, margin)
-    if d_TS.shape[1] == 1:
-        seeds = max(seeds, 3)
 
     def words(n: int) -> str:
         return str(n) if n <= _LARGEST_PLAN else f"more than {_LARGEST_PLAN}"

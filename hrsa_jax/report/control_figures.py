@@ -20,14 +20,14 @@ INK, MUTED = COLOURS["ink"], COLOURS["muted"]
 
 def controls_forest(results: Mapping[str, Any]) -> str | None:
     """The study's difference between what equal models (A/A) and a known worse one (positive control) show."""
-    estimate, low, high, margin = effect(results)
+    margin = effect(results)[3]
     entries = [(effect_.what, effect_, COLOURS["base-Emb"]) for effect_ in controls.aa(results)]
     control = controls.positive_control(results)
     if control is not None:
         entries.append(("positive control", control, MUTED))
     if not entries:
         return None
-    entries.insert(0, ("reasoning minus base", controls.Effect("", estimate, low, high), COLOURS["reasoning-Emb"]))
+    entries.insert(0, ("reasoning minus base", controls.Effect("", *effect(results)), COLOURS["reasoning-Emb"]))
     drawn = [entry for entry in entries if not math.isnan(entry[1].estimate)]
     with panel(4.8, 0.95 + 0.3 * len(drawn)) as (figure, axes):
         if not math.isnan(margin):

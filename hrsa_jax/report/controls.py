@@ -11,6 +11,7 @@ import numpy as np
 
 from hrsa_jax.report import reading
 from hrsa_jax.report.measures import CEILING, MEASURES, label
+from hrsa_jax.report.phrases import effect_text
 
 FLOOR_MEASURES = ("cka", "correlation", "knn_5", "knn_10", "knn_50")
 
@@ -23,27 +24,27 @@ class Effect:
     estimate: float
     low: float
     high: float
+    margin: float
 
     @property
     def text(self) -> str:
-        if math.isnan(self.low) or math.isnan(self.high):
-            return f"{self.estimate:+.2f} points (no interval)"
-        return f"{self.estimate:+.2f} points (90% interval {self.low:+.2f} to {self.high:+.2f})"
+        return effect_text(self.estimate, self.low, self.high, self.margin)
 
 
 def _null(results: Mapping[str, Any]) -> Mapping[str, Any]:
     return results.get("null_effect") or {}
 
 
-def _effect(entry: Mapping[str, Any], what: str) -> Effect:
+def _effect(results: Mapping[str, Any], entry: Mapping[str, Any], what: str) -> Effect:
     low, high = entry.get("interval90") or (None, None)
-    return Effect(what, *(reading.number(value) for value in (entry.get("estimate"), low, high)))
+    margin = _null(results).get("margin")
+    return Effect(what, *(reading.number(value) for value in (entry.get("estimate"), low, high, margin)))
 
 
 def positive_control(results: Mapping[str, Any]) -> Effect | None:
     """The sibling that must score lower, or None when it was not run."""
     entry = _null(results).get("positive_control")
-    return _effect(entry, str(entry.get("what") or "a sibling known to be worse")) if entry else None
+    return _effect(results, entry, str(entry.get("what") or "a sibling known to be worse")) if entry else None
 
 
 def shows(results: Mapping[str, Any]) -> bool:
@@ -58,7 +59,10 @@ def shows(results: Mapping[str, Any]) -> bool:
 def aa(results: Mapping[str, Any]) -> list[Effect]:
     """base-Emb against base-Emb of another seed, every pair of seeds."""
     pairs = (_null(results).get("aa") or {}).get("pairs") or []
-    return [_effect(pair, "seed {} minus seed {}".format(*reversed(pair.get("seeds") or ("?", "?")))) for pair in pairs]
+    return [
+        _effect(results, pair, "seed {} minus seed {}".format(*reversed(pair.get("seeds") or ("?", "?"))))
+        for pair in pairs
+    ]
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from hrsa_jax.report import reading
+from hrsa_jax.report.phrases import points
 from hrsa_jax.report.svg import COLOURS, panel, shorten, to_svg
 from hrsa_jax.report.verdict import effect
 
@@ -29,7 +30,9 @@ def answer_strip(results: Mapping[str, Any]) -> str | None:
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.plot([low, high], [0, 0], color=COLOURS["reasoning-Emb"], linewidth=5, alpha=0.45)
         axes.plot([estimate], [0], "o", color=COLOURS["reasoning-Emb"], markersize=9)
-        axes.annotate(f"{estimate:+.2f}", (estimate, 0), (0, 9), textcoords="offset points", ha="center", weight="bold")
+        axes.annotate(
+            points(estimate, margin), (estimate, 0), (0, 9), textcoords="offset points", ha="center", weight="bold"
+        )
         axes.set(xlim=(-reach, reach), ylim=(-1, 1.5), yticks=[])
         axes.set_xlabel("reasoning-Emb minus base-Emb (points)")
         axes.spines["left"].set_visible(False)

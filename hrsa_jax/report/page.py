@@ -11,8 +11,9 @@ from typing import Any
 
 import jinja2
 
-from hrsa_jax.report import controls, figures, panels, reading, record, schema, tables, verdict
+from hrsa_jax.report import controls, figures, inside, panels, reading, record, schema, tables, verdict
 from hrsa_jax.report.measures import CEILING, PAIR_LABELS, PAIR_SHORT
+from hrsa_jax.report.phrases import counted
 from hrsa_jax.report.svg import COLOURS, css_name
 from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
@@ -106,7 +107,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "refusals": record.refusals(results),
         "methods": record.methods(results),
         "notes": _notes(results),
-        "sameness_note": verdict.SAMENESS_NOTE,
+        "sameness_note": inside.SAMENESS_NOTE,
         "left_out": record.left_out(results),
         "comparison_facts": _comparison_facts(results),
         "command": str(provenance.get("command") or ""),
@@ -153,7 +154,7 @@ def _reused(results: Mapping[str, Any]) -> str:
 def _caveats(results: Mapping[str, Any]) -> list[str]:
     """What must be known before the verdict word is repeated, in a few words each."""
     seeds = verdict.seed_count(results)
-    out = [verdict.counted(seeds, "seed")] if seeds else []
+    out = [counted(seeds, "seed")] if seeds else []
     if verdict.UNSHOWN.strip("; ") in verdict.verdict_word(results)[0]:
         out.append(verdict.UNSHOWN.strip("; "))
     if ((results.get("null_effect") or {}).get("aa") or {}).get("holds") is False:

@@ -165,6 +165,13 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
     return sorted(out, key=lambda row: (rank.get(row.model, len(rank)), row.model, row.attention))
 
 
+def better_mode(modes: Sequence[Row], tasks: Sequence[Task]) -> Row | None:
+    """Of one model's rows, one an attention mode, the one with the better mean; a mean of all tasks beats none."""
+    means = [row.mean(tasks) for row in modes]
+    order = sorted(range(len(modes)), key=lambda i: -math.inf if math.isnan(means[i]) else means[i])
+    return modes[order[-1]] if order else None
+
+
 @dataclass(frozen=True)
 class Differences:
     """reasoning-Emb minus base-Emb in points: d_TS (tasks x seeds, NaN where missing)."""

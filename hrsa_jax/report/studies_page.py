@@ -11,9 +11,10 @@ from hrsa_jax.report import tables
 from hrsa_jax.report.measures import MEASURES
 from hrsa_jax.report.page import environment
 from hrsa_jax.report.panels import Panel, panel_of
+from hrsa_jax.report.phrases import bracketed, counted, estimate_text, points
 from hrsa_jax.report.studies import KEY_MEASURES, OWN_PROBE, WEAKENED, Studies, StudyRow, Summary
 from hrsa_jax.report.svg import COLOURS, css_name, panel, shorten, to_svg
-from hrsa_jax.report.verdict import UNSHOWN, counted, estimate_text, points
+from hrsa_jax.report.verdict import UNSHOWN
 
 INK, MUTED = COLOURS["ink"], COLOURS["muted"]
 DUMBBELLS = ("cka", "knn_10", "procrustes_residual", "probe_transfer")
@@ -66,10 +67,14 @@ def headline(studies: Studies) -> str:
     """Which studies have which verdict, each with its interval."""
     groups: dict[str, list[str]] = {}
     for row in studies.rows:
-        interval = "" if math.isnan(row.low) else f" {points(row.estimate)} [{points(row.low)}, {points(row.high)}]"
+        interval = "" if math.isnan(row.low) else f" {_effect(row)}"
         groups.setdefault(short_word(row.corrected), []).append(row.name + interval)
     said = "; ".join(f"{word} in {', '.join(names)}" for word, names in groups.items())
     return f"{len(studies.rows)} studies side by side: {said} (points, 90% intervals)."
+
+
+def _effect(row: StudyRow) -> str:
+    return f"{points(row.estimate, row.margin)} {bracketed(row.low, row.high, row.margin)}"
 
 
 def sentence(row: StudyRow) -> str:
@@ -77,12 +82,12 @@ def sentence(row: StudyRow) -> str:
     if math.isnan(row.low):
         return f"{row.name}: not measured (no difference with an interval)."
     text = (
-        f"{row.name}: {row.corrected}. reasoning-Emb minus base-Emb is {points(row.estimate)} points, 90% interval "
-        f"{points(row.low)} to {points(row.high)}, {counted(row.tasks, 'task')}, {counted(len(row.seeds), 'seed')}, "
-        f"margin +/-{row.margin:g}; {_p_words(row)}."
+        f"{row.name}: {row.corrected}. reasoning-Emb minus base-Emb is {points(row.estimate, row.margin)} points, 90% "
+        f"interval {points(row.low, row.margin)} to {points(row.high, row.margin)}, {counted(row.tasks, 'task')}, "
+        f"{counted(len(row.seeds), 'seed')}, margin +/-{row.margin:g}; {_p_words(row)}."
     )
     if row.corrected != row.word:
-        text += f' On its own the study says "{row.word}".'
+        text += f' Alone, uncorrected, the study says "{row.word}".'
     return text + (f" Flagged: {'; '.join(row.flags)}." if row.flags else "")
 
 
@@ -103,7 +108,7 @@ def terminal_table(studies: Studies, width: int = 80) -> str:
     lines = [f"{'study':{first}s}{'base-Emb':>9s}{'reas-Emb':>9s}  {'points [90%]':22s}{'Holm p':>7s}  verdict"]
     lines.append("-" * min(width, first + 64))
     for name, row in zip(names, studies.rows, strict=True):
-        interval = f"{points(row.estimate)} [{points(row.low)}, {points(row.high)}]"
+        interval = _effect(row)
         scores = "".join(f"{'-' if math.isnan(s) else f'{100 * s:.1f}':>9s}" for s in (row.base_Emb, row.reasoning_Emb))
         word = short_word(row.corrected)
         mark = "*" if row.corrected.endswith(UNSHOWN) else ""
@@ -143,12 +148,16 @@ def _benchmark_row(row: StudyRow) -> tuple[tables.Cell, ...]:
     word = row.corrected.split(" (")[0].split(";")[0]
     caveats = [text for text, yes in (("sensitivity not shown", row.corrected.endswith(UNSHOWN)),) if yes]
     if row.corrected != row.word:
-        caveats.append(f"alone: {short_word(row.word)}")
+        caveats.append(f"alone, uncorrected: {short_word(row.word)}")
     return (
         tables.Cell(row.name, note=", ".join(row.flags)),
         score(row.base_Emb),
         score(row.reasoning_Emb),
-        tables.Cell(points(row.estimate), row.estimate, note=f"[{points(row.low)},\u00a0{points(row.high)}]"),
+        tables.Cell(
+            points(row.estimate, row.margin),
+            row.estimate,
+            note=bracketed(row.low, row.high, row.margin).replace(" ", "\u00a0"),
+        ),
         tables.Cell(f"{row.tasks} x {len(row.seeds)}", row.tasks * len(row.seeds), note=f"+/-{row.margin:g}"),
         p(row.p_holm, row.p),
         p(row.equivalence_p_holm, row.equivalence_p),
@@ -168,7 +177,7 @@ def _forest(rows: Sequence[StudyRow]) -> str | None:
             axes.plot([row.low, row.high], [index, index], color=COLOURS["reasoning-Emb"], linewidth=5, alpha=0.45)
             axes.plot(row.seed_means, [index - 0.24] * len(row.seed_means), "o", color=MUTED, markersize=3.4)
             axes.plot([row.estimate], [index], "o", color=COLOURS["reasoning-Emb"], markersize=8)
-            text = f"{row.estimate:+.2f}"
+            text = points(row.estimate, row.margin)
             axes.annotate(text, (row.estimate, index), (0, 6), textcoords="offset points", ha="center", fontsize=8.5)
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.set_yticks(range(len(drawn)), [shorten(row.name, 20) for row in reversed(drawn)])

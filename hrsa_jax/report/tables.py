@@ -11,8 +11,10 @@ import numpy as np
 
 from hrsa_jax.evaluation.breakdowns import by_group
 from hrsa_jax.report import reading
+from hrsa_jax.report.inside import gap_counts
 from hrsa_jax.report.measures import MEASURES, PAIR_LABELS, PAIRS, REALIGNED, label
-from hrsa_jax.report.verdict import effect, estimate_text, gap_counts, points, variant_failed
+from hrsa_jax.report.phrases import bracketed, estimate_text, points
+from hrsa_jax.report.verdict import effect, variant_failed
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ def benchmark(results: Mapping[str, Any]) -> Table | None:
     means = [row.mean(listed) for row in models]
     top = np.nanmax(means) if np.isfinite(means).any() else math.nan
     footer = [_score(value, best=value == top, note="" if value == value else "a task is missing") for value in means]
-    estimate, low, high, _ = effect(results)
-    interval = "no interval" if math.isnan(low) else f"[{points(low)}, {points(high)}]"
-    first = Cell(points(estimate) if not math.isnan(estimate) else "—", note=interval)
+    estimate, low, high, margin = effect(results)
+    interval = "no interval" if math.isnan(low) else bracketed(low, high, margin)
+    first = Cell(points(estimate, margin) if not math.isnan(estimate) else "—", note=interval)
     return Table(tuple(columns), tuple(body), (Cell("mean of tasks"), first, *footer))
 
 
@@ -98,14 +100,14 @@ def by_type(results: Mapping[str, Any]) -> Table | None:
     ]
     if not kept:
         return None
-    body = []
+    body, margin = [], effect(results)[3]
     for group in by_group(found.d_TS[kept], [found.tasks[index].type for index in kept]):
         interval = (
             "one task: no interval"
             if group.low is None or group.high is None
-            else (f"[{points(group.low)}, {points(group.high)}]")
+            else bracketed(group.low, group.high, margin)
         )
-        body.append((Cell(group.name), Cell(str(group.tasks)), Cell(points(group.estimate)), Cell(interval)))
+        body.append((Cell(group.name), Cell(str(group.tasks)), Cell(points(group.estimate, margin)), Cell(interval)))
     titles = ("task type", "tasks", "reasoning-Emb minus base-Emb, points", "90% interval")
     return Table(tuple(Column(title) for title in titles), tuple(body))
 

@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hrsa_jax.report import controls, reading
-from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, REALIGNED
+from hrsa_jax.report import controls, inside, lowered, reading
+from hrsa_jax.report.measures import EMBEDDINGS
+from hrsa_jax.report.phrases import Paragraph, counted, points
 
 _INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
 UNSHOWN = "; sensitivity not shown"
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A question, its answer, and the numbers behind the answer."""
-
-    question: str
-    answer: str
-    numbers: tuple[str, ...] = ()
+_NEEDS = re.compile(r" \(needs ([^)]+)\)")
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Summary:
 
     def text(self, width: int = 80) -> str:
         """The summary as plain lines for a terminal."""
-        lines = [*textwrap.wrap(self.headline, width), ""]
+        lines = [*textwrap.wrap(f"Verdict: {self.word}.", width), *textwrap.wrap(self.headline, width), ""]
         for paragraph in self.paragraphs:
             lines += [paragraph.question, *textwrap.wrap(paragraph.answer, width, **_INDENT)]
             for item in paragraph.numbers:
@@ -62,11 +55,13 @@ def summary(results: Mapping[str, Any]) -> Summary:
     word, doubts = verdict_word(results)
     paragraphs = (
         Paragraph("Does reasoning embed better?", _benchmark_text(results, word)),
-        _inside(results),
-        _realignment(results),
+        inside.backbones(results),
+        inside.conversion(results),
         Paragraph("How sure is this?", _certainty_text(results, word)),
     )
-    return Summary(_headline(results, word), word, paragraphs, tuple(doubts + _warnings(results)))
+    return Summary(
+        _headline(results, word), word, paragraphs, tuple(doubts + lowered.sentences(results) + _warnings(results))
+    )
 
 
 def seed_count(results: Mapping[str, Any]) -> int:
@@ -95,9 +90,9 @@ def verdict_word(results: Mapping[str, Any]) -> tuple[str, list[str]]:
     if any(math.isnan(value) for value in (estimate, low, high)):
         return "not measured", []
     if seed_count(results) < 2:
-        kept = stored if stored.startswith("inconclusive") else "inconclusive"
+        kept = _NEEDS.sub("", stored) if stored.startswith("inconclusive") else "inconclusive"
         doubt = f'The stored verdict "{stored}" is not shown: with one seed the word is always "inconclusive".'
-        return kept, [] if kept == stored or not stored else [doubt]
+        return kept, [] if stored.startswith("inconclusive") or not stored else [doubt]
     if not math.isnan(margin) and -margin <= low and high <= margin:
         rule = f"no advantage (equivalent within {margin:g})"
     elif low > 0:
@@ -138,37 +133,20 @@ def variant_label(results: Mapping[str, Any]) -> str:
     return "accuracy did not rise significantly" if variant_failed(results) else "accuracy rose significantly"
 
 
-def points(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:+.2f}"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def estimate_text(value: float, low: float, high: float, digits: int = 3) -> str:
-    """`0.912 [0.900, 0.921]`, or the value with "no interval"."""
-    if math.isnan(value):
-        return "not measured"
-    if math.isnan(low) or math.isnan(high):
-        return f"{value:.{digits}f} (no interval)"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
 def _headline(results: Mapping[str, Any], word: str) -> str:
     estimate, low, high, margin = effect(results)
     if word == "not measured":
         return "This study has no benchmark verdict: the difference between the embedding models was not measured."
-    kind = word.split(" ")[0].rstrip(";")
+    kind = word.split(" (")[0].split(";")[0]
     opening = {
-        "no": "Reasoning brings no advantage for embedding here",
+        "no advantage": "Reasoning neither helps nor harms embedding here by more than the margin",
         "advantage": "The reasoning backbone embeds better here",
         "disadvantage": "The reasoning backbone embeds worse here",
     }.get(kind, "This study cannot say whether reasoning embeds better")
     within = "" if math.isnan(margin) else f"; the margin is +/-{margin:g}"
     return (
-        f"{opening}: reasoning-Emb minus base-Emb is {points(estimate)} points, "
-        f"90% interval {points(low)} to {points(high)}, {counted(seed_count(results), 'seed')}{within}."
+        f"{opening}: reasoning-Emb minus base-Emb is {points(estimate, margin)} points, "
+        f"90% interval {points(low, margin)} to {points(high, margin)}, {counted(seed_count(results), 'seed')}{within}."
     )
 
 
@@ -180,8 +158,8 @@ def _benchmark_text(results: Mapping[str, Any], word: str) -> str:
     scope = "" if found is None else f" over {counted(_tasks(results), 'task')} and {counted(len(found.seeds), 'seed')}"
     method = (results.get("null_effect") or {}).get("method") or "method not stated"
     text = (
-        f"Verdict: {word}. With one identical recipe, reasoning-Emb minus base-Emb is {points(estimate)} points"
-        f"{scope} (90% interval {points(low)} to {points(high)}; {method}; "
+        f"Verdict: {word}. With one identical recipe, reasoning-Emb minus base-Emb is {points(estimate, margin)} "
+        f"points{scope} (90% interval {points(low, margin)} to {points(high, margin)}; {method}; "
         f"margin {'not stated' if math.isnan(margin) else f'+/-{margin:g} points'})."
     )
     if results.get("reasoning") is not None and variant_failed(results):
@@ -192,100 +170,6 @@ def _benchmark_text(results: Mapping[str, Any], word: str) -> str:
             label = f"This is a demonstration: {label}"
         text += f" {label}. It is not evidence about reasoning models in general."
     return text
-
-
-_SAMENESS = ((0.95, "nearly the same"), (0.8, "mostly the same"), (0.5, "partly the same"), (0.2, "mostly different"))
-SAMENESS_NOTE = (
-    "The words for CKA and neighbour overlap go by the lower end of the 95% interval: from 0.95 nearly the same, "
-    "from 0.8 mostly the same, from 0.5 partly the same, from 0.2 mostly different, below largely different."
-)
-
-
-def sameness(low: float) -> str:
-    """A word for a similarity between 0 and 1, by the lower end of its interval."""
-    return next((word for bound, word in _SAMENESS if low >= bound), "largely different")
-
-
-def _inside(results: Mapping[str, Any]) -> Paragraph:
-    question = "What changed inside the backbone?"
-    claims, numbers, layers = [], [], set()
-    for measure, what in (("cka", "global geometry"), ("knn_10", "local neighbourhoods")):
-        found = reading.pair_curve(results, BACKBONES, measure)
-        if found is not None:
-            layers.add(found.last)
-            claims.append(_sameness_claim(found, measure, what))
-    for measure in ("correlation", "procrustes_residual", "probe_source", "probe_transfer"):
-        found = reading.pair_curve(results, BACKBONES, measure)
-        if found is not None:
-            layers.add(found.last)
-            note = reading.few_rows(results) if measure == "procrustes_residual" else ""
-            numbers.append(f"{MEASURES[measure].label}: {estimate_text(*found.at(found.last))}{note}")
-    if not claims and not numbers:
-        return Paragraph(question, "Not measured: results.json holds no layer curves for base vs reasoning.")
-    where = f"layer {layers.pop()}" if len(layers) == 1 else "each measure's last layer"
-    lead = f"Read at {where}, the last one, with 95% intervals over texts: "
-    return Paragraph(question, lead + ("; ".join(claims) or "see below") + ".", tuple(numbers))
-
-
-def _sameness_claim(found: reading.Curve, measure: str, what: str) -> str:
-    value, low, high = found.at(found.last)
-    word = "cannot be judged" if math.isnan(low) else sameness(low)
-    chance = "" if found.chance is None else f", chance {found.chance[np.isfinite(found.chance)][-1]:.3f}"
-    verb = "" if math.isnan(low) else "is " if what.endswith("y") else "are "
-    return f"{what} {verb}{word} ({MEASURES[measure].short} {estimate_text(value, low, high)}{chance})"
-
-
-def gap_counts(results: Mapping[str, Any], measure: str) -> tuple[int, int, int] | None:
-    """(layers more alike, layers less alike, layers) after conversion, counting only intervals that exclude 0."""
-    gap = reading.gap_curve(results, measure)
-    if gap is None or not np.isfinite(gap.low).any():
-        return None
-    direction = MEASURES[measure].direction if measure in MEASURES else 0
-    above, below = int((gap.low > 0).sum()), int((gap.high < 0).sum())
-    measured = int(np.isfinite(gap.low).sum())
-    return (above, below, measured) if direction >= 0 else (below, above, measured)
-
-
-def _realignment(results: Mapping[str, Any]) -> Paragraph:
-    question = "What did conversion do to that?"
-    sides: dict[str, list[str]] = {"more alike by": [], "less alike by": [], "not clearly changed in": []}
-    numbers = []
-    for measure in REALIGNED:
-        gap, counts = reading.gap_curve(results, measure), gap_counts(results, measure)
-        if gap is None or counts is None:
-            continue
-        known = MEASURES[measure]
-        value, low, high = gap.at(gap.last)
-        side = "not clearly changed in"
-        if low > 0 or high < 0:
-            side = "more alike by" if (low > 0) == (known.direction > 0) else "less alike by"
-        sides[side].append(known.short)
-        numbers.append(
-            f"{known.short}: {'no interval' if math.isnan(low) else f'{value:+.3f} [{low:+.3f}, {high:+.3f}]'}"
-        )
-    if not numbers:
-        has_pair = any(reading.pair_curve(results, EMBEDDINGS, measure) for measure in REALIGNED)
-        why = "no paired gap was computed" if has_pair else "there are no layer curves for the embedding models"
-        return Paragraph(question, f"Not measured: {why}.")
-    said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
-    lead = _over_layers(results) + (
-        f"At the last layer the embedding models are, compared with the backbones, {said}. A gap (embedding pair "
-        "minus backbone pair, paired by text) counts as a change where its 95% interval excludes 0. All gaps:"
-    )
-    return Paragraph(question, lead, tuple(numbers))
-
-
-def _over_layers(results: Mapping[str, Any]) -> str:
-    """Whether conversion brought the two together, by how many layers it did so in: a sentence, or nothing."""
-    counted = {MEASURES[m].short: c for m in ("cka", "knn_10", "correlation") if (c := gap_counts(results, m))}
-    if not counted:
-        return ""
-    more, less = (sum(counts[side] for counts in counted.values()) for side in (0, 1))
-    word = "It moved them further apart" if less > 2 * more else "It gave no clear direction"
-    if more > 2 * less:
-        word = "It brought them closer together"
-    listed = "; ".join(f"{name} {c[0]} more alike, {c[1]} less, of {c[2]}" for name, c in counted.items())
-    return f"{word if more + less else 'No change can be shown'}, counted in layers: {listed}. "
 
 
 def _tasks(results: Mapping[str, Any]) -> int:
@@ -310,15 +194,19 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
     if seeds < 2:
         text.append(
             "One seed: the interval shows the spread between tasks only, not between training runs, so the word is "
-            '"inconclusive" whatever the numbers say. A claim needs at least 3 seeds.'
+            '"inconclusive" whatever the numbers say. A claim needs at least 3 seeds; one seed does not show how far '
+            "seeds differ, so how many it would take cannot be said."
         )
-    if needs := re.search(r"\(needs ([^)]+)\)", word):
+    if seeds > 1 and (needs := _NEEDS.search(word)):
         text.append(f"To tell a difference from none with 80% power it would take {needs.group(1)}.")
-    if word.startswith("inconclusive") and "needs" not in word and needed > _tasks(results):
+    elif word.startswith("inconclusive") and needed > _tasks(results):
         text.append(
-            f"At the spread seen here about {needed} tasks would bring the interval down to the width of the margin, "
-            "if the true difference is 0."
+            f"At the spread {'between tasks ' if seeds < 2 else ''}seen here about {needed} tasks would bring the "
+            f"interval down to the width of the margin, if the true difference is 0"
+            f"{' and seeds added nothing' if seeds < 2 else ''}."
         )
+    elif word.startswith("inconclusive") and seeds < 2 and needed:
+        text.append("The interval over tasks is no wider than the margin already: what is missing is seeds, not tasks.")
     text += controls.sentences(results)
     of = ", for one seed of each embedding model" if seeds > 1 and has_pair(results, EMBEDDINGS) else ""
     text.append(
@@ -366,13 +254,11 @@ def terminal_table(results: Mapping[str, Any], width: int = 80) -> str:
     listed = reading.tasks(results)
     if not listed:
         return "No benchmark scores.\n"
-    best: dict[str, reading.Row] = {}
+    modes: dict[str, list[reading.Row]] = {}
     for row in reading.rows(results):
-        mean, held = row.mean(listed), best.get(row.model)
-        if held is None or (not math.isnan(mean) and not held.mean(listed) >= mean):
-            best[row.model] = row
+        modes.setdefault(row.model, []).append(row)
     short = {"reasoning-Emb": "reas-Emb", "reasoning": "reas", "bag-of-words": "BoW"}
-    columns = list(best.values())
+    columns = [best for found in modes.values() if (best := reading.better_mode(found, listed)) is not None]
     while len(columns) > 1 and 12 + 9 * len(columns) > width:
         columns.pop()
     name_width = max(12, min(max(len(task.name) for task in listed), width - 9 * len(columns)))

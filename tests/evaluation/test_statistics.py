@@ -147,7 +147,9 @@ def test_more_seeds_help_when_the_runs_are_noisy():
 def test_verdict_of_one_seed_is_always_inconclusive():
     for mean in (0.0, 50.0):
         word = verdict(centred(12, 1, mean, 0.01), 1.0, positive_control=STRONG_CONTROL_TS)
-        assert word.startswith("inconclusive (needs about ")
+        assert word == "inconclusive"  # what it would take cannot be said from one seed
+    with pytest.raises(ValueError, match="cannot be said from one seed"):
+        needed_sizes(centred(12, 1, 0.0, 0.01), 1.0)
 
 
 @pytest.mark.parametrize("control_TS", [None, centred(12, 3, 0.5, 0.3), centred(12, 3, 1.1, 2.0)])

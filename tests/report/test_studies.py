@@ -11,6 +11,7 @@ from make_results import make_results
 from scipy import stats
 
 from hrsa_jax.report import reading, studies, studies_page, verdict
+from hrsa_jax.report.phrases import points
 
 _TWO = ["Lee50STS", "DjangoBitextMining"]
 CASES = {"sft": "no_advantage", "rlvr": "advantage", "full": "inconclusive_three_seeds"}
@@ -72,7 +73,7 @@ def test_a_bare_claim_does_not_survive_twenty_pairs(estimate: float, half: float
     row = studies.compare(family).rows[0]
     assert row.word == alone.word
     assert row.corrected == studies.WEAKENED + verdict.UNSHOWN
-    assert "On its own the study says" in studies_page.sentence(row)
+    assert "Alone, uncorrected, the study says" in studies_page.sentence(row)
 
 
 def test_correction_never_strengthens_a_word() -> None:
@@ -147,9 +148,9 @@ def test_similarities_are_those_of_the_last_layer(compared: studies.Studies) -> 
 
 def test_no_verdict_without_its_interval(compared: studies.Studies) -> None:
     for row in compared.rows:
-        interval = f"{verdict.points(row.low)} to {verdict.points(row.high)}"
-        assert interval in studies_page.sentence(row)
-        assert f"[{verdict.points(row.low)}, {verdict.points(row.high)}]" in studies_page.headline(compared)
+        low, high = (points(end, row.margin) for end in (row.low, row.high))
+        assert f"{low} to {high}" in studies_page.sentence(row)
+        assert f"[{low}, {high}]" in studies_page.headline(compared)
 
 
 def test_the_table_fits_a_terminal() -> None:

@@ -8,7 +8,8 @@ import re
 import pytest
 from make_results import CASES, make_results
 
-from hrsa_jax.report import reading, verdict
+from hrsa_jax.report import inside, lowered, reading, verdict
+from hrsa_jax.report.phrases import points
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,10 @@ def test_one_seed_is_inconclusive_whatever_is_stored() -> None:
     results["null_effect"]["word"] = "inconclusive (needs about 12 tasks or 3 seeds); sensitivity not shown"
     summary = verdict.summary(results)
     assert summary.warnings == ()
-    assert "80% power it would take about 12 tasks or 3 seeds" in summary.paragraphs[3].answer
+    assert summary.text().startswith("Verdict: inconclusive; sensitivity not shown.\n")
+    assert "(needs" not in summary.text()  # one seed says nothing of how far seeds differ
+    assert "80% power" not in summary.text()
+    assert "how many it would take cannot be said" in summary.paragraphs[3].answer
 
 
 def test_a_stored_word_that_contradicts_its_interval_is_not_repeated() -> None:
@@ -137,7 +141,7 @@ def test_realignment_direction_of_distances_and_similarities() -> None:
     gap["value"] = [-value for value in gap["value"]]
     gap["interval95"] = [[-high, -low] for low, high in gap["interval95"]]
     assert re.search(r"less alike by rotation residual", verdict.summary(results).paragraphs[2].answer)
-    counts = verdict.gap_counts(results, "procrustes_residual")
+    counts = inside.gap_counts(results, "procrustes_residual")
     assert counts is not None
     assert counts[0] == 0
     assert counts[1] > 0
@@ -209,9 +213,13 @@ def test_conversion_is_judged_over_the_layers_and_not_at_the_last_one_only() -> 
         [paragraph] = [p for p in verdict.summary(results).paragraphs if p.question.startswith("What did conversion")]
         return paragraph.answer
 
-    assert answer(-1).startswith("It moved them further apart, counted in layers: CKA 0 more alike, ")
-    assert answer(1).startswith("It brought them closer together, counted in layers: CKA ")
-    assert answer(0).startswith("No change can be shown, counted in layers: CKA 0 more alike, 0 less, of ")
+    apart = answer(-1)
+    assert apart.startswith("It moved them further apart: of ")
+    layers, closer, further, unclear = map(int, re.findall(r"\b\d+\b", apart)[:4])
+    assert (closer, unclear) == (0, 0)
+    assert further == layers
+    assert answer(1).startswith(f"It brought them closer together: of {layers} layer readings {layers} are clearly ")
+    assert answer(0).startswith(f"No change can be shown: of {layers} layer readings 0 are clearly closer, 0 clearly ")
 
 
 def test_a_bag_of_words_that_scores_above_the_embedding_model_is_said() -> None:
@@ -228,3 +236,26 @@ def test_a_rotation_fitted_on_few_rows_is_said_to_be(rows, said):
     results["hrsa"]["base_vs_reasoning"]["facts"] = {"procrustes_rows": rows, "width": {"a": 576, "b": 576}}
     numbers = " ".join(verdict.summary(results).paragraphs[2].numbers + verdict.summary(results).paragraphs[1].numbers)
     assert ("raised by few rows: 478 fitted a map of 576 dimensions" in numbers) == said
+
+
+def test_an_interval_end_says_on_which_side_of_the_margin_it_lies() -> None:
+    assert points(-0.9997, 1.0) == "-0.9997"
+    assert points(-1.0004, 1.0) == "-1.0004"
+    assert points(-1.0, 1.0) == "-1.00"
+    assert points(0.004) == "+0.004"
+    assert points(-1.25, 1.0) == "-1.25"
+    assert points(math.nan) == "n/a"
+
+
+def test_tasks_that_conversion_made_worse_are_named_with_both_scores() -> None:
+    results = make_results("no_advantage", layers=3)
+    assert lowered.sentences(results) == []
+    task = results["benchmark"][0]["task"]
+    for row in results["benchmark"]:
+        if row["task"] == task and row["model"] in ("base", "base-Emb"):
+            row["score"] = 0.6 if row["model"] == "base" else 0.25
+    [said] = lowered.sentences(results)
+    assert said.startswith(
+        f"Conversion made base worse on 1 of {len(reading.tasks(results))} tasks ({task} 60.0 to 25.0;"
+    )
+    assert said in verdict.summary(results).warnings
