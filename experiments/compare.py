@@ -22,9 +22,10 @@ from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.hrsa.activation_files import SUFFIXES
 from hrsa_jax.hrsa.activations import check_same_tokens, compare_models, token_states, token_texts
 from hrsa_jax.hrsa.analysis import compare
+from hrsa_jax.hrsa.display import curve_lines
 from hrsa_jax.hrsa.floors import model_noise_floor
 from hrsa_jax.hrsa.realignment import realignment_gap, realignment_index
-from hrsa_jax.hrsa.results import Comparison
+from hrsa_jax.hrsa.results import Comparison, Curve
 from hrsa_jax.hrsa.series import compare_by_label, trajectory
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask
 from hrsa_jax.models.backbone import load
@@ -243,7 +244,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         if not settings.keep_activations or index() != 0:
             shutil.rmtree(store, ignore_errors=True)
         log.result(f"\nresults  {short(workdir.path / 'results.json')}")
-        log.result(f"figures  {', '.join(f'{name}.svg' for name in figures)}")
+        for name in figures:
+            log.result(f"figure   {short(workdir.path / f'{name}.svg')}")
         log.close()
     return 0
 
@@ -340,6 +342,9 @@ class _Comparisons:
             progress=lambda stage: self.log.line(f"    {stage}"),
         )
 
+    def _print(self, title: str, curves: Mapping[str, Curve]) -> None:
+        self.log.result("\n".join(["", title, *curve_lines(curves)]))
+
     def extras(self) -> Iterator[tuple[str, Any, Any]]:
         """(name, results.json fragment, figure or None) of everything beyond the main comparison."""
         config = self.config
@@ -350,14 +355,14 @@ class _Comparisons:
             a, b = self.states(config.a), self.states(config.b)
             by_label, notes = compare_by_label(a, b, parts, row_mask=self.mask, seed=config.seed)
             for label, comparison in by_label.items():
-                self.log.result(f"\n{config.breakdown_field} = {label}\n{comparison.table()}")
+                self._print(f"{config.breakdown_field} = {label}", comparison.measures)
             yield "breakdown", {**{k: c.to_json() for k, c in by_label.items()}, "notes": notes}, None
         if config.noise_floor:
             assert self.texts is not None
             texts = [self.texts.texts[i] for i in self.chosen]
             floor = model_noise_floor(self.model(config.a), texts, max_tokens=config.max_tokens, seed=config.seed)
             for name, comparison in floor.items():
-                self.log.result(f"\nnoise floor of a: {name}\n{comparison.table()}")
+                self._print(f"noise floor of a: {name}", comparison.measures)
             yield "noise_floor", {name: comparison.to_json() for name, comparison in floor.items()}, None
         if config.trajectory:
             snapshots = {source: self.states(source) for source in config.trajectory}
@@ -372,7 +377,7 @@ class _Comparisons:
             if config.ceiling:
                 top = self.compare(config.ceiling[0], config.ceiling[1])
                 index = realignment_index(before, self.main, top)
-                self.log.result("\nrealignment index (1 = as close as two seeds)\n" + Comparison(index, {}).table())
+                self._print("realignment index (1 = as close as two seeds)", index)
                 yield "seed_ceiling", top.to_json(), None
                 yield "realignment_index", {name: curve.to_json() for name, curve in index.items()}, None
 

@@ -245,7 +245,9 @@ def compare_models(
     if any(isinstance(side, TokenStates) for side in sides):
         if not all(isinstance(side, TokenStates) for side in sides):
             raise InputError("One side is stored activations and the other a model; give activations for both.")
-        return compare(left, right, preset=preset, seed=seed, row_mask=row_mask, progress=progress)
+        stored = compare(left, right, preset=preset, seed=seed, row_mask=row_mask, progress=progress)
+        stored.facts["models"] = {"a": _name(a), "b": _name(b)}
+        return stored
     if len(texts) < 8 or isinstance(texts, str):
         raise InputError(f"{len(texts)} texts were given; intervals over texts need a list of at least 8.")
     if labels is not None and len(labels) != len(texts):
@@ -279,9 +281,17 @@ def compare_models(
         comparison.notes.append(
             f"the tokenizers differ, first in text {for_tokens[differs]}: pooled texts were compared"
         )
+    comparison.facts["models"] = {"a": _name(a), "b": _name(b)}
     comparison.facts["attention"] = {"a": mode or left.attention, "b": mode or right.attention}
     comparison.facts["fingerprints"] = {"a": left.fingerprint, "b": right.fingerprint}
     return comparison
+
+
+def _name(model: Model) -> str:
+    """What the model is called in tables and figures: its source; empty for states that have none."""
+    if isinstance(model, Encoder):
+        model = model.backbone
+    return str(model.source if isinstance(model, Backbone) else "" if isinstance(model, TokenStates) else model)
 
 
 def _resolve(model: Model) -> Any:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from hrsa_jax.hrsa.controls import isotropic_noise
+from hrsa_jax.hrsa.display import layer_ranges
 from hrsa_jax.hrsa.inputs import matmul
 from hrsa_jax.hrsa.knn_texts import halves_of_texts
 from hrsa_jax.hrsa.representation import (
@@ -177,8 +178,8 @@ def _entropy_curves(
     if not np.isfinite(entropy).all():
         missing = [layer for layer, value in zip(layers, entropy, strict=True) if not np.isfinite(value)]
         notes.append(
-            f"inverse_row_entropy is not given at layers {missing}: {rows} rows do not identify a map of {width} "
-            "dimensions there"
+            f"inverse_row_entropy is not given at layer {layer_ranges(missing)}: {rows} rows do not identify a map "
+            f"of {width} dimensions there"
         )
     if not careful:
         return Curve(layers, entropy, None, method, chance=haar), None, {}, notes

@@ -1,11 +1,12 @@
 """What a comparison returns: curves over layers with intervals, matrices over layer pairs, and what was refused."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from hrsa_jax.hrsa.display import comparison_figure, comparison_table
 
 
 @dataclass(frozen=True)
@@ -61,65 +62,19 @@ class Comparison:
         return result | {"notes": list(self.notes), "refused": dict(self.refused), "facts": plain(self.facts)}
 
     def table(self) -> str:
-        """First, middle and last layer of every measure with 95% intervals, as text; then notes and refusals."""
-        header = ("measure", "first layer", "middle layer", "last layer", "chance")
-        rows = [header] + [self._row(name, curve) for name, curve in self.measures.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "-" * max(map(len, lines)))
-        lines += [f"refused  {name}: {why}" for name, why in self.refused.items()]
-        lines += [f"note  {note}" for note in self.notes]
-        return "\n".join(lines)
-
-    @staticmethod
-    def _row(name: str, curve: Curve) -> tuple[str, ...]:
-        cells = []
-        for place in (0, len(curve.layers) // 2, len(curve.layers) - 1):
-            text = f"h{curve.layers[place]} {curve.value[place]:.3f}"
-            if curve.interval95 is not None and np.isfinite(curve.interval95[place]).all():
-                low, high = curve.interval95[place]
-                text += f" [{low:.3f}, {high:.3f}]"
-            cells.append(text)
-        chance = "" if curve.chance is None else f"{np.broadcast_to(curve.chance, curve.value.shape)[-1]:.3f}"
-        return (name, *cells, chance)
+        """The measures of the three levels at the first, middle and last layer, with 95% intervals and how to read
+        them, in 80 columns; then variants, what was refused, and notes."""
+        return comparison_table(self)
 
     def plot(self) -> Any:
-        """A matplotlib figure: curves of the three levels with their bands, and CKA of all layer pairs."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(12, 7.5), layout="constrained")
-        axes = figure.subplots(2, 2).ravel()
-        panels = {
-            "Representation": ("correlation", "procrustes_residual", "procrustes_cosine", "inverse_row_entropy"),
-            "Geometry": ("cka", "cka_with_sinks", "knn_5", "knn_10", "knn_50"),
-            "Function": ("probe_source", "probe_target", "probe_transfer", "probe_transfer_aligned"),
-        }
-        for axis, (title, names) in zip(axes, panels.items(), strict=False):
-            self._draw(axis, title, [name for name in names if name in self.measures])
-        matrix = self.matrices.get("cka_matrix", self.matrices.get("cka_matrix_biased"))
-        if matrix is not None:
-            image = axes[3].imshow(matrix, origin="lower", vmin=0, vmax=1, cmap="viridis")
-            axes[3].set(title="CKA of all layer pairs", xlabel="layer of model b", ylabel="layer of model a")
-            figure.colorbar(image, ax=axes[3])
-        return figure
+        """A matplotlib figure: curves of the levels that were measured with their bands, and CKA of all layer pairs."""
+        return comparison_figure(self)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows of a comparison: the figure."""
         picture = io.BytesIO()
         self.plot().savefig(picture, format="png", dpi=90)
         return picture.getvalue()
-
-    def _draw(self, axis: Any, title: str, names: Sequence[str]) -> None:
-        for name in names:
-            curve = self.measures[name]
-            line = axis.plot(curve.layers, curve.value, marker=".", label=name.replace("_", " "))[0]
-            if curve.interval95 is not None:
-                axis.fill_between(curve.layers, *curve.interval95.T, color=line.get_color(), alpha=0.2, linewidth=0)
-        axis.set(title=title, xlabel="layer (0 = embeddings)", ylabel="value")
-        if names:
-            axis.legend(fontsize="small")
-        else:
-            axis.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axis.transAxes)
 
 
 def plain(value: Any) -> Any:

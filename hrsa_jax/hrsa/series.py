@@ -14,7 +14,8 @@ import numpy as np
 
 from hrsa_jax.hrsa import curves_geometry as geometry
 from hrsa_jax.hrsa.curves_representation import PairRows, correlation_curve
-from hrsa_jax.hrsa.results import Comparison
+from hrsa_jax.hrsa.display import WIDTH
+from hrsa_jax.hrsa.results import Comparison, Curve
 from hrsa_jax.hrsa.states import TokenStates, check_same_rows, shared_row_mask, unit_rms_rows
 from hrsa_jax.hrsa.uncertainty import text_codes
 
@@ -93,12 +94,15 @@ class Trajectory:
     def table(self) -> str:
         """Mean over layers of every measure, one line a snapshot."""
         names = list(self.comparisons[0].measures)
-        width = max(len("snapshot"), *map(len, self.names))
-        lines = ["  ".join(["snapshot".ljust(width), *names])]
-        for snapshot, comparison in zip(self.names, self.comparisons, strict=True):
-            cells = [f"{np.nanmean(comparison.measures[n].value):.3f}".rjust(len(n)) for n in names]
-            lines.append("  ".join([snapshot.ljust(width), *cells]))
-        return "\n".join(lines)
+        sizes = [max(len(name), len("-0.000")) for name in names]
+        room = max(12, WIDTH - sum(sizes) - 2 * len(sizes))
+        shown = [name if len(name) <= room else f"...{name[3 - room :]}" for name in self.names]  # ends of paths differ
+        rows = [names] + [[_mean_text(found.measures[name]) for name in names] for found in self.comparisons]
+        width = max(map(len, ["snapshot", *shown]))
+        return "\n".join(
+            "  ".join([first.ljust(width), *(cell.rjust(size) for cell, size in zip(row, sizes, strict=True))])
+            for first, row in zip(["snapshot", *shown], rows, strict=True)
+        )
 
     def plot(self) -> Any:
         """A matplotlib figure: snapshots x layers of every measure, colour 0 to 1."""
@@ -129,3 +133,9 @@ def trajectory(
     mask = shared_row_mask(start, *snapshots.values())
     found = tuple(compare_quickly(start, states, row_mask=mask, seed=seed) for states in snapshots.values())
     return Trajectory(tuple(snapshots), found)
+
+
+def _mean_text(curve: Curve) -> str:
+    """The mean of the layers that have a value."""
+    finite = curve.value[np.isfinite(curve.value)]
+    return f"{finite.mean():.3f}" if len(finite) else "-"
