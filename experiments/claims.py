@@ -8,6 +8,7 @@ left out, because adapters do not touch the embedding table. At least half of th
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from experiments.announce import short
 from experiments.compare import BACKBONES, CEILING, EMBEDDINGS
 from hrsa_jax.report import schema
+from hrsa_jax.report.phrases import bracketed, points
+from hrsa_jax.report.studies import compare
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.logging import RunLog
@@ -64,7 +68,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         raise InputError(f"config.studies={setting.studies}: two studies have one name, so write NAME=PATH")
     with Workdir(path, to_json(setting)) as workdir:
         log = RunLog(workdir.path)
-        findings = [finding for name, results in studies.items() for finding in claims(name, results)]
+        words = {row.name: row.corrected for row in compare(studies).rows} if len(studies) > 1 else {}
+        findings = [finding for name, results in studies.items() for finding in claims(name, results, words.get(name))]
         findings += sft_restructures_more(studies)
         shares = [figure for name, results in studies.items() for figure in figures(name, results)]
         record = {
@@ -76,8 +81,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         tables = f"{table(findings)}\n{figure_table(shares)}"
         (workdir.path / "claims.md").write_text(tables, encoding="utf-8", errors="replace")
         for finding in findings:
-            log.line(f"{finding.word:15s} {finding.study}: {finding.claim}\n    {finding.found}")
-        log.line(f"\ntable   {workdir.path / 'claims.md'}")
+            log.result(finding_text(finding))
+        log.result(f"\ntable   {short(workdir.path / 'claims.md')}")
         log.close()
     return 0
 
@@ -138,9 +143,15 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims(name: str, results: Results) -> list[Finding]:
-    """The claims that one study can speak of."""
-    rows = [_null_effect(results)]
+def finding_text(finding: Finding) -> str:
+    """One finding in lines of 80 columns: the word and the claim, then what was found."""
+    first = textwrap.wrap(f"{finding.word:15s} {finding.study}: {finding.claim}", 80, subsequent_indent=" " * 16)
+    return "\n".join(first + textwrap.wrap(finding.found, 80, initial_indent="    ", subsequent_indent="    "))
+
+
+def claims(name: str, results: Results, corrected: str | None = None) -> list[Finding]:
+    """The claims that one study can speak of; corrected: its verdict after Holm's correction over several studies."""
+    rows = [_null_effect(results, corrected)]
     backbones = (results.get("hrsa") or {}).get(BACKBONES) or {}
     floor = ((results.get("noise_floor") or {}).get("runs") or {}).get("bfloat16") or {}
     rows.append(
@@ -183,17 +194,23 @@ def _with(row: _Row, word: str, found: str) -> _Row:
     return _Row(row.claim, found, row.rule, word)
 
 
-def _null_effect(results: Results) -> _Row:
+def _null_effect(results: Results, corrected: str | None) -> _Row:
     claim, rule = "no measurable gain (null effect)", "the study's verdict: 90% interval inside the margin"
+    if corrected is not None:
+        rule += "; of several studies after Holm's correction"
     null = results.get("null_effect") or {}
     if null.get("estimate") is None:
         return _Row(claim, "no benchmark", rule, MISSING)
+    said, margin = corrected or null["word"], null["margin"]
     low, high = null["interval90"]
-    found = f"{null['estimate']:+.2f} points, 90% [{low:+.2f}, {high:+.2f}], margin {null['margin']}: {null['word']}"
+    ends = bracketed(low, high, margin)
+    found = f"{points(null['estimate'], margin)} points, 90% {ends}, margin {margin:g}: {said}"
+    if said != null["word"]:
+        found += f' (alone, uncorrected: "{null["word"]}")'
     word = UNCLEAR
-    if null["word"].startswith("no advantage"):
+    if said.startswith("no advantage"):
         word = HOLDS
-    elif null["word"].startswith(("advantage", "disadvantage")):
+    elif said.startswith(("advantage", "disadvantage")):
         word = FAILS
     return _Row(claim, found, rule, word)
 
