@@ -61,7 +61,7 @@ def _rebuild(source: Path, folder: Path) -> int:
     results = _read(source)
     written = page.write(source, folder / "report.html")
     log = RunLog()
-    log.result(f"\n{terminal_table(results)}\n{summary(results).headline}\n\nreport   {written}")
+    log.result(f"\n{terminal_table(results)}\n{summary(results).opening()}\n\nreport   {written}")
     log.close()
     return 0
 

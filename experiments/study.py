@@ -216,6 +216,6 @@ def _begin(study: StudyConfig, workdir: Workdir, log: RunLog, command: str) -> N
 
 
 def _end(results: dict[str, Any], workdir: Workdir, log: RunLog) -> None:
-    log.result(f"\n{terminal_table(results)}\n{summary(results).headline}\n")
+    log.result(f"\n{terminal_table(results)}\n{summary(results).opening()}\n")
     files = {name: workdir.path / f"{name}.{kind}" for name, kind in (("results", "json"), ("report", "html"))}
     closing(log, workdir, results["timings"]["this command"]["seconds"], files=files)

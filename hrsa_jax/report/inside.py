@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hrsa_jax.report import reading
-from hrsa_jax.report.measures import BACKBONES, EMBEDDINGS, MEASURES, REALIGNED
+from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, REALIGNED
 from hrsa_jax.report.phrases import Paragraph, counted, estimate_text
 
 _SAMENESS = ((0.95, "nearly the same"), (0.8, "mostly the same"), (0.5, "partly the same"), (0.2, "mostly different"))
@@ -107,5 +107,15 @@ def _over_layers(results: Mapping[str, Any]) -> str:
     word = word if more + less else "No change can be shown"
     return (
         f"{word}: of {counted(layers, 'layer reading')} {more} are clearly closer, {less} clearly further apart, "
-        f"{unclear} not clearly changed, by their 95% intervals: {each}. "
+        f"{unclear} not clearly changed, by their 95% intervals: {each}. {_scatter(results) if less > more else ''}"
+    )
+
+
+def _scatter(results: Mapping[str, Any]) -> str:
+    """Said where models moved apart and nothing shows how far two conversions of one backbone do."""
+    if (results.get("hrsa") or {}).get(CEILING):
+        return ""
+    return (
+        "Two conversions of one backbone with other seeds differ as well; by how much was not measured (it takes two "
+        "seeds), so it is open how much of this is the scatter of training. "
     )

@@ -28,12 +28,12 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         lost = _lost(results, backbone)
         if not lost:
             continue
-        named = [f"{task} {before:.1f} to {after:.1f}" for task, before, after in lost[:_MOST_NAMED]]
+        named = [f"{task} {after:.1f} instead of {before:.1f}" for task, before, after in lost[:_MOST_NAMED]]
         rest = f" and {len(lost) - _MOST_NAMED} more" if len(lost) > _MOST_NAMED else ""
         where = f"{len(lost)} of {len(reading.tasks(results))} tasks"
         out.append(
-            f"Conversion made {backbone} worse on {where} ({'; '.join(named)}{rest}; points of the untrained backbone "
-            f"to points of {backbone}-Emb): there this recipe takes away more than it gives."
+            f"{backbone}-Emb scores below its own backbone before conversion on {where} ({'; '.join(named)}{rest}): "
+            "there this recipe took away more than it gave."
         )
     return out
 

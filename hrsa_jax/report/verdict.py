@@ -16,7 +16,6 @@ from hrsa_jax.report import controls, inside, lowered, reading
 from hrsa_jax.report.measures import EMBEDDINGS
 from hrsa_jax.report.phrases import Paragraph, counted, points
 
-_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
 UNSHOWN = "; sensitivity not shown"
 _NEEDS = re.compile(r" \(needs ([^)]+)\)")
 
@@ -30,17 +29,25 @@ class Summary:
     paragraphs: tuple[Paragraph, ...]
     warnings: tuple[str, ...]
 
+    def opening(self, width: int = 80) -> str:
+        """The verdict's word and the headline, as plain lines for a terminal."""
+        return "\n".join([*_wrapped(f"Verdict: {self.word}.", width), *_wrapped(self.headline, width)])
+
     def text(self, width: int = 80) -> str:
         """The summary as plain lines for a terminal."""
-        lines = [*textwrap.wrap(f"Verdict: {self.word}.", width), *textwrap.wrap(self.headline, width), ""]
+        lines = [self.opening(width), ""]
         for paragraph in self.paragraphs:
-            lines += [paragraph.question, *textwrap.wrap(paragraph.answer, width, **_INDENT)]
+            lines += [paragraph.question, *_wrapped(paragraph.answer, width, "  ", "  ")]
             for item in paragraph.numbers:
-                lines += textwrap.wrap(f"- {item}", width, initial_indent="  ", subsequent_indent="    ")
+                lines += _wrapped(f"- {item}", width, "  ", "    ")
             lines.append("")
         for warning in self.warnings:
-            lines += textwrap.wrap(f"! {warning}", width, subsequent_indent="  ")
+            lines += _wrapped(f"! {warning}", width, "", "  ")
         return "\n".join(lines).rstrip() + "\n"
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def summary(results: Mapping[str, Any]) -> Summary:
