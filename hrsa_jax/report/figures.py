@@ -55,13 +55,13 @@ def forest(results: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     estimate, low, high, margin = effect(results)
-    with panel(6.0, 1.35 + 0.29 * len(found.tasks)) as (figure, axes):
+    with panel(4.6, 0.95 + 0.37 * len(found.tasks)) as (figure, axes):
         _margin_band(axes, margin)
         axes.axvline(0, color=MUTED, linewidth=1)
-        names = []
+        names = []  # each above its dot, so that the figure is narrow enough for a phone
         for index, (task, used) in enumerate(zip(found.tasks, found.in_verdict, strict=True)):
             y, d_S = len(found.tasks) - index, found.d_TS[index]
-            names.append((y, shorten(task.name, 38) + ("" if used else " *")))
+            names.append((y, shorten(task.name, 46) + ("" if used else " *")))
             if not np.isfinite(d_S).any():
                 axes.text(0, y, " no score", color=MUTED, va="center", fontsize=8.5)
                 continue
@@ -71,15 +71,15 @@ def forest(results: Mapping[str, Any]) -> str | None:
             mean = float(np.nanmean(d_S))
             axes.plot([mean], [y], "o", color=COLOURS["reasoning-Emb"], markersize=7, markerfacecolor=fill)
         if not any(math.isnan(value) for value in (estimate, low, high)):
-            axes.axhline(0.5, color=COLOURS["grid"], linewidth=1)
             axes.plot([low, high], [0, 0], color=INK, linewidth=2.4)
             axes.plot([estimate], [0], "D", color=INK, markersize=7)
             names.append((0, "mean, 90% interval"))
-        axes.set_yticks([y for y, _ in names], [name for _, name in names])
+        for y, name in names:
+            axes.text(0.0, y + 0.22, name, transform=axes.get_yaxis_transform(), fontsize=8.5, va="bottom")
+        axes.set_yticks([y for y, _ in names], [""] * len(names))
         axes.tick_params(axis="y", length=0)
-        axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.7, len(found.tasks) + 0.7)
+        axes.set_ylim(-0.45, len(found.tasks) + 0.75)
         reach = 1.1 * max(
             np.nanmax(np.abs(found.d_TS)), *(abs(v) for v in (low, high, margin) if not math.isnan(v)), 0.5
         )

@@ -61,9 +61,8 @@ def pair_curves(results: Mapping[str, Any], measure: str) -> str | None:
         for pair, entry in curves.items():
             draw(axes, entry, PAIR_COLOURS[pair], PAIR_STYLES[pair])
         others = references(axes, results, measure)
-        name = "random rotation (Haar)" if measure == "inverse_row_entropy" else "chance"
-        _chance(axes, list(curves.values()), name)
         _finish(axes, [*curves.values(), *others], MEASURES[measure].short)
+        _chance(axes, list(curves.values()), "random rotation (Haar)" if measure == "inverse_row_entropy" else "chance")
         return to_svg(figure, f"curve-{measure}")
 
 
@@ -94,11 +93,15 @@ def knn_by_k(results: Mapping[str, Any]) -> str | None:
                 at, values[:, 0], "os"[place], color=PAIR_COLOURS[pair], linestyle=PAIR_STYLES[pair], markersize=6
             )
         _by_k_references(axes, results, ks)
+        _limits(axes, np.concatenate([curve.at(curve.last) for curves in drawn.values() for curve in curves]))
         chance = [np.nan if curve.chance is None else curve.chance[-1] for curve in next(iter(drawn.values()))]
-        axes.plot(range(len(ks)), chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
-        axes.annotate("chance", (0, chance[0]), (2, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
-        axes.set_xticks(range(len(ks)), [str(k) for k in ks])
-        axes.set_ylim(0, 1.03)
+        ticks = [str(k) for k in ks]
+        if np.nanmin([*chance, np.inf]) >= axes.get_ylim()[0]:
+            axes.plot(range(len(ks)), chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
+            axes.annotate("chance", (0, chance[0]), (2, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
+        elif np.isfinite(chance).any():  # below the axis: said under each k
+            ticks = [f"{tick}\nchance {level:.3f}" for tick, level in zip(ticks, chance, strict=True)]
+        axes.set_xticks(range(len(ks)), ticks)
         axes.set_xlabel("neighbours compared (k)")
         axes.set_ylabel("overlap at the last layer")
         return to_svg(figure, "knn-by-k")
@@ -128,18 +131,20 @@ def variant_curves(results: Mapping[str, Any], pair: str, measures: Mapping[str,
     with panel() as (figure, axes):
         for name, style, shade in zip(measures, styles, shades, strict=False):
             if name in curves:
-                draw(axes, curves[name], shade, style, label=measures[name], band=name == next(iter(measures)))
+                first = name == next(iter(measures))
+                draw(axes, curves[name], shade, style, label=measures[name], band=first, width=4.2 if first else 1.7)
         others = references(axes, results, next(iter(measures)))
         _finish(axes, [*curves.values(), *others], "linear CKA")
         _legend(axes)
         return to_svg(figure, key)
 
 
-PROBES: dict[str, tuple[str, str, Any]] = {
-    "probe_source": ("base's own probe on base", "base", "-"),
-    "probe_target": ("reasoning's own probe on reasoning", "reasoning", "-"),
-    "probe_transfer": ("base's probe on reasoning, as is", "ink", (0, (5, 1.3))),
-    "probe_transfer_aligned": ("base's probe on reasoning, rotated", "muted", (0, (6, 1.3, 1.2, 1.3))),
+# What it is, its colour, its line and its width: a curve that lies on another one is seen on top of a wider one.
+PROBES: dict[str, tuple[str, str, Any, float]] = {
+    "probe_source": ("base's own probe on base", "base", "-", 5.0),
+    "probe_target": ("reasoning's own probe on reasoning", "reasoning", "-", 2.8),
+    "probe_transfer": ("base's probe on reasoning, as is", "ink", (0, (5, 1.3)), 1.6),
+    "probe_transfer_aligned": ("base's probe on reasoning, rotated", "muted", (0, (6, 1.3, 1.2, 1.3)), 1.2),
 }
 
 
@@ -155,35 +160,45 @@ def probes(results: Mapping[str, Any], pair: str) -> str | None:
     suffix = "-Emb" if pair == EMBEDDINGS else ""
     with panel(4.4, 3.4) as (figure, axes):
         for name, entry in curves.items():
-            text, colour, style = PROBES[name]
+            text, colour, style, width = PROBES[name]
             colour = colour + suffix if colour in ("base", "reasoning") else colour
-            band = name in ("probe_source", "probe_transfer")
-            draw(axes, entry, COLOURS[colour], style, label=text, band=band)
+            draw(axes, entry, COLOURS[colour], style, label=text, band=name == "probe_transfer", width=width)
         others = references(axes, results, "probe_transfer", floor=False) if pair == EMBEDDINGS else []
+        drawn = [reading.pair_curve(results, either, name) for either in PAIRS for name in PROBES]
+        _finish(axes, [*(entry for entry in drawn if entry is not None), *others], "accuracy")  # one scale for both
         _chance(axes, list(curves.values()), "chance")
-        _finish(axes, [*curves.values(), *others], "accuracy")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=1, handlelength=2.6)
         return to_svg(figure, f"probe-{pair}")
 
 
 def draw(
-    axes: Axes, entry: reading.Curve, colour: str, style: Any, *, label: str | None = None, band: bool = True
+    axes: Axes,
+    entry: reading.Curve,
+    colour: str,
+    style: Any,
+    *,
+    label: str | None = None,
+    band: bool = True,
+    width: float = 1.7,
 ) -> None:
     """One curve with its 95% band; where layers are missing, those that were measured are marked."""
     if band and np.isfinite(entry.low).any():
         axes.fill_between(entry.layers, entry.low, entry.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(entry.layers, entry.value, color=colour, linestyle=style, label=label)
+    axes.plot(entry.layers, entry.value, color=colour, linestyle=style, label=label, linewidth=width)
     if entry.missing_layers():
         axes.plot(entry.layers, entry.value, "o", color=colour, markersize=3.2)
 
 
 def _chance(axes: Axes, curves: Sequence[reading.Curve], name: str) -> None:
-    """The level that unrelated models would reach; drawn once, the pairs share their sample sizes."""
+    """The level that unrelated models would reach: a line, or a word where it is below the axis; once for both pairs."""
     entry = next((entry for entry in curves if entry.chance is not None), None)
     if entry is None or entry.chance is None:
         return
-    axes.plot(entry.layers, entry.chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
     level = entry.chance[np.isfinite(entry.chance)][0]
+    if level < axes.get_ylim()[0]:
+        _below(axes, f"{name} {level:.3f}, below")
+        return
+    axes.plot(entry.layers, entry.chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
     axes.annotate(
         f"{name} {level:.3f}", (float(entry.layers[0]), float(level)), (2, 3), textcoords="offset points",
         fontsize=8.5, color=MUTED,
@@ -192,21 +207,27 @@ def _chance(axes: Axes, curves: Sequence[reading.Curve], name: str) -> None:
 
 def _finish(axes: Axes, curves: Sequence[reading.Curve], ylabel: str) -> None:
     """Axis names, integer layer ticks, and a y axis from 0 unless that would flatten the curves."""
-    values = np.concatenate([part for entry in curves for part in (entry.value, entry.low, entry.high)])
-    if any(entry.chance is not None for entry in curves):
-        values = np.concatenate([values, *(entry.chance for entry in curves if entry.chance is not None)])
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    _limits(axes, np.concatenate([part for entry in curves for part in (entry.value, entry.low, entry.high)]))
     layers = np.unique(np.concatenate([entry.layers for entry in curves]))
     at = tick_positions(len(layers))
     axes.set_xticks([int(layers[index]) for index in at])
     axes.set_xlabel("layer")
+    axes.set_ylabel(ylabel, fontsize=8.5)
+
+
+def _limits(axes: Axes, values: np.ndarray) -> None:
+    """A y axis from 0, unless that would flatten the curves: then around the values, and said so."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if low > 0.6 * high:
-        span = max(high - low, 0.02)
-        axes.set_ylim(low - 0.12 * span, high + 0.08 * span)
+        span = max(high - low, 0.05)
+        axes.set_ylim(min(low, high - span) - 0.2 * span, high + 0.08 * span)
         axes.text(0.995, 0.02, NOT_ZERO, transform=axes.transAxes, ha="right", color=MUTED, fontsize=8)
     else:
         axes.set_ylim(min(0.0, 1.08 * low), 1.06 * high if high > 0 else 1.0)
-    axes.set_ylabel(ylabel, fontsize=8.5)
+
+
+def _below(axes: Axes, text: str) -> None:
+    axes.text(0.012, 0.02, text, transform=axes.transAxes, color=MUTED, fontsize=8)
 
 
 def _legend(axes: Axes) -> None:

@@ -46,11 +46,11 @@ _ROWS = (
     ("cka_with_sinks", "linear CKA, attention sinks kept", "CKA (with sinks)", "geometry", 1,
      "a few tokens of huge norm decide it; compare with sinks out"),
     ("knn_5", "overlap of the 5 nearest neighbours", "5-NN overlap", "geometry", 1,
-     "1 = same neighbours for every token; the line at the bottom is chance"),
+     "1 = same neighbours for every token; chance is what unrelated models share"),
     ("knn_10", "overlap of the 10 nearest neighbours", "10-NN overlap", "geometry", 1,
-     "1 = same neighbours for every token; the line at the bottom is chance"),
+     "1 = same neighbours for every token; chance is what unrelated models share"),
     ("knn_50", "overlap of the 50 nearest neighbours", "50-NN overlap", "geometry", 1,
-     "1 = same neighbours for every token; the line at the bottom is chance"),
+     "1 = same neighbours for every token; chance is what unrelated models share"),
     *(
         (f"knn_{k}_other_texts", f"overlap of the {k} nearest neighbours from other texts", f"{k}-NN, other texts",
          "geometry", 1, "neighbours from the same text left out")

@@ -148,7 +148,7 @@ def _by_k_panel(results: Mapping[str, Any]) -> Panel:
     return panel_of(
         "Neighbour overlap by the number of neighbours",
         "Few neighbours ask about the closest surroundings, many about the wider ones. Bars: 95% intervals. "
-        "The line at the bottom is chance, what unrelated models share.",
+        "Chance is what unrelated models share.",
         hrsa_figures.knn_by_k(results),
         "Not measured for all of k = 5, 10, 50.",
     )
@@ -157,7 +157,7 @@ def _by_k_panel(results: Mapping[str, Any]) -> Panel:
 def _variant_panel(results: Mapping[str, Any], pair: str) -> Panel:
     return panel_of(
         f"CKA three ways: {PAIR_SHORT[pair]}",
-        "Coloured, with its 95% band: debiased, sinks out. Black dashes: the biased form, as published. "
+        "Broad and coloured, with its 95% band: debiased, sinks out. Dashes: the biased form, as published. "
         "Dash-dot: attention sinks kept; where it differs, tokens with huge norms decide the number.",
         hrsa_figures.variant_curves(results, pair, _CKA_VARIANTS, f"cka3-{pair}"),
         _why(results, "cka", (pair,)),
@@ -170,7 +170,8 @@ def _probe_panel(results: Mapping[str, Any], pair: str) -> Panel:
         f"Linear probes: {PAIR_SHORT[pair]}",
         "Share of held-out texts that a linear probe labels correctly, by layer. Transfer close to the probes' own "
         "accuracy: both models keep the labels in the same directions. Raw transfer below, rotated transfer close: "
-        "the same information in another basis."
+        "the same information in another basis. Band: 95% interval of the transfer as is; where curves agree, the "
+        "narrow ones lie on the broad ones."
         + (" Dotted: base-Emb's probe read on another seed of it." if pair == EMBEDDINGS and has_ceiling else ""),
         hrsa_figures.probes(results, pair),
         _why(results, "probe_transfer", (pair,)),
