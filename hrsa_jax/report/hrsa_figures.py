@@ -190,7 +190,7 @@ def draw(
 
 
 def _chance(axes: Axes, curves: Sequence[reading.Curve], name: str) -> None:
-    """The level that unrelated models would reach: a line, or a word where it is below the axis; once for both pairs."""
+    """The level that unrelated models would reach: a line, or a word where it is below; once for both pairs."""
     entry = next((entry for entry in curves if entry.chance is not None), None)
     if entry is None or entry.chance is None:
         return

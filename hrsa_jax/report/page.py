@@ -15,6 +15,7 @@ from hrsa_jax.report import controls, figures, inside, panels, reading, record, 
 from hrsa_jax.report.measures import CEILING, PAIR_LABELS, PAIR_SHORT
 from hrsa_jax.report.phrases import counted
 from hrsa_jax.report.svg import COLOURS, css_name
+from hrsa_jax.report.words import WORDS, Definer
 from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
 
@@ -35,13 +36,16 @@ def render(results: Mapping[str, Any]) -> str:
 
 def environment() -> jinja2.Environment:
     """Where the pages' templates are and how they are filled: everything escaped, nothing undefined."""
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["defined"] = Definer().filter()  # of this page: a word is explained where it is first used
+    made.globals["words"] = WORDS
+    return made
 
 
 def write(results_path: str | Path, html_path: str | Path) -> Path:

@@ -54,11 +54,19 @@ def forest_panel(results: Mapping[str, Any]) -> Panel:
 def _why(results: Mapping[str, Any], measure: str, pairs: tuple[str, ...] = PAIRS) -> str:
     """Why a measure has no curve: refused by name, or simply absent."""
     reasons = {PAIR_SHORT[pair]: why for pair in pairs if (why := reading.refused(results, pair, measure))}
+    undefined = {note for pair in pairs for note in reading.notes(results, pair) if note.startswith(f"{measure} ")}
     if len(reasons) > 1 and len(set(reasons.values())) == 1:
         return f"Refused for both pairs: {next(iter(reasons.values())).rstrip('.')}."
     if reasons:
         return "Refused for the " + "; ".join(f"{pair}: {why.rstrip('.')}" for pair, why in reasons.items()) + "."
-    return "Not measured: results.json holds no value of it."
+    if undefined:
+        said = "; ".join(sorted(undefined)).replace(measure, MEASURES[measure].short)
+        return f"No value: {said}. More texts (config.hrsa.texts) would settle it."
+    if not any(reading.pair_curve(results, pair, "cka") for pair in pairs):
+        return "Not measured: results.json holds no comparison of these models."
+    if measure.startswith("probe"):
+        return "Not measured: probes need labelled texts (config.hrsa.labelled_texts; label_field in a comparison)."
+    return "Not measured: this comparison left it out; config.hrsa.preset='careful' computes every measure."
 
 
 def _curve_panel(results: Mapping[str, Any], measure: str) -> Panel:
@@ -259,8 +267,9 @@ def tuning_panels(results: Mapping[str, Any]) -> list[Panel]:
         *_reward_panels(results),
         panel_of(
             "Converting both backbones",
-            "Contrastive loss (nats a query) by optimiser step, same data order for both. Curves on top of each "
-            "other: the two were trained alike. Of several seeds: their mean, single ones faint.",
+            "Contrastive loss (nats a query) by optimiser step, same data order for both. It goes up and down because "
+            "every batch is of one data set, and some are harder than others. Curves on top of each other: the two "
+            "were trained alike. Of several seeds: their mean, single ones faint.",
             figures.training_curves(results, ("base-Emb", "reasoning-Emb"), "train-emb", "contrastive loss (nats)"),
             "No training curves of the conversions are recorded.",
         ),

@@ -115,6 +115,11 @@ def refused(results: Mapping[str, Any], pair: str, measure: str) -> str | None:
     return str(why) if why else None
 
 
+def notes(results: Mapping[str, Any], pair: str) -> list[str]:
+    """What a comparison noted of itself."""
+    return [str(note) for note in ((results.get("hrsa") or {}).get(pair) or {}).get("notes") or []]
+
+
 @dataclass(frozen=True)
 class Task:
     name: str

@@ -103,7 +103,7 @@ def slope(results: Mapping[str, Any], layer: int) -> str | None:
             _draw_slope(axes, line)
         values = np.array([[line.backbones, line.embeddings, line.ceiling, line.floor] for line in lines])
         lowest = float(np.nanmin(values))
-        bottom = min(0.0, lowest) - 0.05 if lowest < 0.45 else lowest - 0.1
+        bottom = min(0.0, lowest) - 0.05 if lowest < 0.45 else lowest - 0.05
         axes.set_ylim(bottom, 1.03)
         if bottom > 0:
             axes.text(0.995, 0.02, NOT_ZERO, transform=axes.transAxes, ha="right", color=MUTED, fontsize=8)

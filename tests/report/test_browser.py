@@ -40,11 +40,25 @@ addEventListener("load", () => {
   });
   const wide = [...document.querySelectorAll("main *")].filter((node) => !node.closest(".scroll, svg")
     && node.getBoundingClientRect().right > root.clientWidth + 1).map((node) => node.tagName);
+  const broken = [], walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    if (node.parentElement.closest("svg, pre, code")) continue;
+    for (const word of node.data.matchAll(/[A-Za-z]{4,18}/g)) {  // a longer one may have to be broken
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) broken.push(word[0]);
+    }
+  }
+  const cut = [...document.querySelectorAll("main *")].filter((node) => node.scrollWidth > node.clientWidth + 1
+    && getComputedStyle(node).overflowX !== "visible" && !getComputedStyle(node).backgroundImage.includes("gradient")
+    && getComputedStyle(node).textOverflow !== "ellipsis").map((node) => node.tagName + "." + node.className);
   const order = () => [...table.tBodies[0].rows].map((row) => row.cells[2].textContent);
   table.querySelectorAll("thead button")[2].click();
   const down = order();
   table.querySelectorAll("thead button")[2].click();
   parent.postMessage({ width: innerWidth, overflow: root.scrollWidth - root.clientWidth, empty: empty.length, wide,
+    broken, cut,
     figures: document.querySelectorAll(".plot svg").length, dark: matchMedia("(prefers-color-scheme: dark)").matches,
     ink: getComputedStyle(document.body).color, down, up: order() }, "*");
 });
@@ -92,6 +106,8 @@ def test_page_in_chromium(case: str, width: int, dark: bool, tmp_path: Path) -> 
     assert found["width"] == width
     assert found["overflow"] <= 0
     assert found["wide"] == []
+    assert found["broken"] == []  # no word is broken in its middle
+    assert found["cut"] == []  # what is wider than its box shows that it goes on
     assert found["figures"] >= (5 if case == "studies" else 15)
     assert found["empty"] == 0
     assert found["dark"] == dark
