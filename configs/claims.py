@@ -3,7 +3,7 @@
     python launch.py --config=configs/claims.py --workdir=runs/claims \
         --config.studies="('sft=runs/replication/sft', 'rlvr=runs/replication/rlvr')"
 
-Reads results.json files only; seconds. Writes claims.json and claims.md.
+Reads results.json files only. Writes claims.json and claims.md. Cost: seconds.
 """
 
 from ml_collections import config_dict

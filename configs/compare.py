@@ -6,7 +6,7 @@
 texts: lines of text, or JSON lines with a field "text" (--config.text_field). With --config.label_field the probes run
 (at least 400 labelled texts are recommended); with --config.breakdown_field a few measures are given for each of its
 values. a and b may also be files of activations of any other model (.npy or .safetensors, layers x rows x width).
-Cost with the settings below, two SmolLM2-135M on two CPU cores: about 2 minutes and 4 GB. Result: tables on the
+Cost: about 2 minutes and 4 GB for two SmolLM2-135M on two CPU cores, with the settings below. Result: tables on the
 terminal, comparison.svg and results.json in the workdir.
 Further: --config.noise_floor=True; --config.trajectory='("step10", "step20")';
 --config.backbones='("base", "reasoning")' --config.ceiling='("emb seed 0", "emb seed 1")' for the realignment index.

@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/llama3p1_8b.py --workdir=runs/llama3p1_8b --config.convert.folder=data
 
-Needs the hub (the base is gated: accept its licence there), MTEB, and the training files of configs/paper.py. Cost,
-estimated, not measured: 4e19 model FLOPs a conversion, six conversions; 130 GB of weights and optimiser state are
+Needs the hub (the base is gated: accept its licence there), MTEB, and the training files of configs/paper.py. Cost:
+estimated, not measured, 4e19 model FLOPs for each of six conversions. 130 GB of weights and optimiser state are
 split over the devices (mesh.fsdp takes them all), so four of 80 GB at the least.
 """
 

@@ -5,7 +5,8 @@
 
 --config.path=spherical turns every tensor's direction at even speed instead. Each merged model is an HF folder under
 stages/merge/; hrsa/ holds the comparison of both ends and the trajectory of all shares against a. Without texts the
-models are merged and nothing is compared. Cost, SmolLM2-135M on two CPU cores: about 3 minutes and 3 GB of disk.
+models are merged and nothing is compared. Cost: about 3 minutes and 3 GB of disk for
+SmolLM2-135M on two CPU cores.
 """
 
 from ml_collections import config_dict

@@ -6,8 +6,8 @@ The encoder is any model that hrsa_jax loads (--config.encoder=...).
 
 A negative scores at most 95% of its query's best positive (relative_margin 0.05). Every file is mined by itself, from
 its own passages; the result is runs/mine/mined/<name>.jsonl with the scores of all passages, which the conversion's
-distillation can use. Cost: encoding every passage and query once, and one product of the two a file (a GPU-hour or so
-for a million passages with a 0.6B encoder); memory is that of a block, whatever the corpus.
+distillation can use. Cost: a GPU-hour or so for a million passages with a 0.6B encoder. Every passage and query is
+encoded once, and a file takes one product of the two; memory is that of a block, whatever the corpus.
 Filter by margin (best positive minus best negative): --config.margin_at_least=0.05 keeps rows at or above it.
 """
 

@@ -2,9 +2,9 @@
 
     python launch.py --config=configs/mistral_7b.py --workdir=runs/mistral_7b --config.convert.folder=data
 
-Needs the hub (model and MTEB) and the training files of configs/paper.py. Cost, estimated, not measured: the variant
-takes minutes; 4e19 model FLOPs a conversion, six conversions; 116 GB of weights and optimiser state are split over
-the devices (mesh.fsdp takes them all), so four of 80 GB at the least.
+Needs the hub (model and MTEB) and the training files of configs/paper.py. Cost: estimated, not measured,
+minutes for the variant and 4e19 model FLOPs for each of six conversions. 116 GB of weights and optimiser state are
+split over the devices (mesh.fsdp takes them all), so four of 80 GB at the least.
 """
 
 from ml_collections import config_dict

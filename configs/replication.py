@@ -7,8 +7,9 @@
 sft: LoRA on worked solutions (configs/tune_sft.py); rlvr: LoRA by GRPO (configs/tune_grpo.py); sft_full: every weight
 on worked solutions (configs/tune_sft_full.py). `make replication` runs all three and the page over them. What has been
 run already is taken from it: --config.reuse="('runs/replication/sft',)" takes the conversions of the base and its
-controls from another study, "runs/tune_sft" the variant from a run of its own config. No hub, no accelerator. Cost on
-two CPU cores: 26, 20 and 10 CPU-minutes for the variants, about half an hour a study with the base's part taken over.
+controls from another study, "runs/tune_sft" the variant from a run of its own config. No hub, no accelerator. Cost:
+35 minutes on two CPU cores for the first study and 15 for each of the others, beside 26, 20 and 10 CPU-minutes for the
+variants.
 """
 
 from ml_collections import config_dict

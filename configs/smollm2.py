@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/smollm2.py --workdir=runs/smollm2
 
-The study of configs/quickstart.py at a size that can show something. Cost, estimated, not measured: minutes a
-conversion on one GPU, about 20 hours in all on two CPU cores.
+The study of configs/quickstart.py at a size that can show something. Cost: estimated, not measured, about 20
+hours on two CPU cores, or minutes a conversion on one GPU.
 """
 
 from ml_collections import config_dict

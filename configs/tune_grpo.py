@@ -6,7 +6,7 @@ LoRA, 8 questions x 8 samples a step, asked through the chat template. Training 
 (141 and 59 exist); accuracy is the share of held-out questions whose one sample at temperature 1 is right. On
 training questions the base solves about 16% of such samples. A policy that learns to answer at once may move more
 than a nat per token away from a base that chats, so the guard's max_kl is wider than its default. No hub, no
-accelerator: about 18 seconds a step on two idle cores. Other methods on the same questions: --config.method=sft,
+accelerator. Cost: about 18 seconds a step on two CPU cores. Other methods on the same questions: --config.method=sft,
 --config.method=trace (writes traces.jsonl: question, solution, correct, length, difficulty). One run and its figures:
 results/tune_grpo.
 """

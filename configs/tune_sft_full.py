@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/tune_sft_full.py --workdir=runs/tune_sft_full
 
-The third variant of docs/replication.md: same problems, fewer steps, no adapters. No hub, no accelerator: about 10
-CPU-minutes, 6 GB of memory.
+The third variant of docs/replication.md: same problems, fewer steps, no adapters. No hub, no accelerator. Cost: about
+10 CPU-minutes on two cores, 6 GB of memory.
 """
 
 from ml_collections import config_dict

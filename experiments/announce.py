@@ -146,7 +146,7 @@ def _takes(workdir: Workdir, stages: Sequence[str], last: Mapping[str, float], c
 
 
 def _cost(command: str) -> str:
-    """The sentence of the config file's docstring that begins with "Cost"; empty where there is none."""
+    """The sentence of the config file's docstring that begins with "Cost:", where it says a time; else empty."""
     given = re.search(r"--config[= ]([^\s:]+\.py)", command)
     if given is None:
         return ""
@@ -154,8 +154,10 @@ def _cost(command: str) -> str:
         text = ast.get_docstring(ast.parse(Path(given[1]).read_text(encoding="utf-8"))) or ""
     except (OSError, SyntaxError, UnicodeDecodeError):
         return ""
-    found = re.search(r"Cost\b[,:]? (.+?)[.;](?:\s|$)", " ".join(text.split()))
-    return f"{found[1]} (says {Path(given[1]).name})" if found else ""
+    found = re.search(r"\bCost: (.+?)[.;](?:\s|$)", " ".join(text.split()))
+    if found is None or not re.search(r"\b(?:second|minute|hour|day)s?\b|\bFLOPs\b", found[1]):
+        return ""
+    return f"{found[1]} (says {Path(given[1]).name})"
 
 
 def _times_file() -> Path:

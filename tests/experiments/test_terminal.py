@@ -186,6 +186,19 @@ def test_the_cost_of_a_config_is_its_docstrings_own(tmp_path):
     )
     assert _cost("python launch.py --config=configs/quickstart.py").endswith("(says quickstart.py)")
     assert _cost("python launch.py --config=configs/gone.py") == ""
+    written.write_text('"""A study.\n\nCost: with the settings below, 4 GB of memory.\n"""\n')
+    assert _cost(f"python launch.py --config={written}") == ""  # no time is said
+
+
+RUNNABLE = [path for path in sorted((ROOT / "configs").glob("*.py")) if "def get_config" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_every_config_says_what_it_costs_in_a_whole_sentence(path):
+    said = _cost(f"python launch.py --config={path} --workdir=x")
+    assert said.endswith(f" (says {path.name})"), "the docstring needs a sentence that begins with Cost: and has a time"
+    assert said.startswith(("about ", "seconds", "estimated, not measured, ", "a GPU-hour")) or said[0].isdigit()
+    assert said.count("(") == said.count(")")
 
 
 def test_a_full_disk_stops_no_line(tmp_path):
