@@ -23,7 +23,7 @@ from hrsa_jax.report.phrases import bracketed, points
 from hrsa_jax.report.studies import compare
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.logging import RunLog, counted
 from hrsa_jax.runtime.workdir import Workdir, write_json
 
 HOLDS, FAILS, UNCLEAR, MISSING = "holds", "does not hold", "cannot tell", "not measured"
@@ -232,7 +232,7 @@ def _layers(claim: str, curve: Mapping[str, Any] | None, side: Side, rule: str) 
     middle = places[len(places) // 2]
     low, high = curve["interval95"][middle]
     found = (
-        f"{ahead} of {len(places)} layers for it, {behind} against; mean {_mean(curve):.3f}; "
+        f"{ahead} of {counted(len(places), 'layer')} for it, {behind} against; mean {_mean(curve):.3f}; "
         f"layer {curve['layers'][middle]}: {curve['value'][middle]:.3f} [{low:.3f}, {high:.3f}]"
     )
     word = HOLDS if 2 * ahead >= len(places) else FAILS if 2 * behind >= len(places) else UNCLEAR

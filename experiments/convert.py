@@ -38,7 +38,7 @@ from hrsa_jax.models.source import check_sources
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.flops import training_flops_per_token
-from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.logging import RunLog, counted
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import batch_parts, shard_batch
 from hrsa_jax.runtime.processes import written_once
@@ -313,7 +313,7 @@ class _Conversion:
                 base=self._source.source,
                 licence=trained.licence,
                 recipe={**to_json(recipe), **to_json(config.optim), "lora": to_json(config.lora)},
-                data={name: f"{len(rows)} pairs" for name, rows in self._data.pairs.items()},
+                data={name: counted(len(rows), "pair") for name, rows in self._data.pairs.items()},
                 prompts=prompts,
                 scores=scores,
                 prompt_cosine=self._stock_cosine(trained, prompts),
@@ -334,12 +334,13 @@ class _Conversion:
         log, tokens = self._run.log, stats["tokens"]
         write_json(self._folder / "data.json", {**stats, **self._data.facts})
         log.line(
-            f"  {stats['pairs']} pairs from {', '.join(f'{k} ({v})' for k, v in stats['datasets'].items())}; "
+            f"  {counted(stats['pairs'], 'pair')} from "
+            f"{', '.join(f'{k} ({v})' for k, v in stats['datasets'].items())}; "
             f"{stats['pairs_without_negatives']} without negatives, {stats['duplicate_pairs']} repeated"
         )
         log.line(
-            f"  {stats['steps']} steps, {stats['steps_per_epoch']} an epoch; mean tokens {tokens['query']['mean']:.0f} "
-            f"a query and {tokens['passage']['mean']:.0f} a passage; truncated "
+            f"  {counted(stats['steps'], 'step')}, {stats['steps_per_epoch']} an epoch; mean tokens "
+            f"{tokens['query']['mean']:.0f} a query and {tokens['passage']['mean']:.0f} a passage; truncated "
             f"{stats['share_truncated']['query']:.1%} and {stats['share_truncated']['passage']:.1%}"
         )
         log.line(

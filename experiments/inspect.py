@@ -18,6 +18,7 @@ from hrsa_jax.models.facts import ModelFacts, model_facts
 from hrsa_jax.models.lora import LoRAConfig, stacked_linears
 from hrsa_jax.runtime.config import build
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import print_facts
 
 _ITEMSIZE = {"float32": 4, "bfloat16": 2}
 _TRAINED = 4 + 4 + 8  # bytes a trained number takes: its float32 value, its gradient, AdamW's two moments
@@ -44,10 +45,7 @@ def run(config: dict[str, Any]) -> int:
     """Prints the facts; returns the exit status."""
     setting = build(InspectConfig, config)
     facts = model_facts(setting.model)
-    lines = [*_model(facts), *_layers(facts.config), *_use(facts), *_tokenizer(facts), *_memory(facts, setting)]
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:{width}s}  {value}")
+    print_facts([*_model(facts), *_layers(facts.config), *_use(facts), *_tokenizer(facts), *_memory(facts, setting)])
     return 0
 
 

@@ -31,6 +31,7 @@ from hrsa_jax.runtime.config import build
 from hrsa_jax.runtime.errors import InputError
 from hrsa_jax.runtime.flops import training_flops_per_token
 from hrsa_jax.runtime.hardware import Hardware, hardware, link_bandwidths
+from hrsa_jax.runtime.logging import counted, duration, print_facts
 from hrsa_jax.runtime.optim import OptimConfig
 
 Lines = Iterator[tuple[str, str]]
@@ -109,10 +110,7 @@ def run(config: dict[str, Any]) -> int:
     simulate(setting.devices)
     plan = Plan(setting, item, model)
     lines = [*plan.assumptions(), *plan.memory(), *plan.step(), *plan.study()]
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        print(f"{name:{width}s}  {value}")
-    print(f"{'planned in':{width}s}  {time.monotonic() - started:.0f} s")
+    print_facts([*lines, ("planned in", duration(time.monotonic() - started))])
     return 0
 
 
@@ -146,8 +144,8 @@ def simulate(devices: int) -> None:
         pass  # started: what it has must do
     if jax.device_count() < devices:
         raise InputError(
-            f"config.devices={devices}, but JAX runs with {jax.device_count()} devices in this process: start the plan "
-            "by launch.py, without JAX_NUM_CPU_DEVICES"
+            f"config.devices={devices}, but JAX runs with {counted(jax.device_count(), 'device')} in this process: "
+            "start the plan by launch.py, without JAX_NUM_CPU_DEVICES"
         )
 
 
@@ -168,8 +166,8 @@ class Plan:
             shape = {"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor}
             if min(shape.values()) < 1 or prod(shape.values()) != setting.devices:
                 raise InputError(
-                    f"config.mesh {shape} does not fit {setting.devices} devices: give three positive sizes whose "
-                    f"product is {setting.devices}, or 0 for all three"
+                    f"config.mesh {shape} does not fit {counted(setting.devices, 'device')}: give three positive "
+                    f"sizes whose product is {setting.devices}, or 0 for all three"
                 )
             self.fit = fit(load, shape, budget)
         self.load = load
@@ -275,7 +273,7 @@ class Plan:
         compared = self._hrsa_hours(sizes.hrsa_tokens, encoding)
         yield (
             "conversions",
-            f"{conversions} (two backbones, {sizes.seeds} seeds): {conversions * hours:.1f} device-hours",
+            f"{conversions} (two backbones, {counted(sizes.seeds, 'seed')}): {conversions * hours:.1f} device-hours",
         )
         yield (
             "evaluation",
@@ -287,7 +285,7 @@ class Plan:
             f"{setting.encode_mfu:.0%} of the peak in float32",
         )
         total = conversions * hours + evaluated * encoding + 2 * compared
-        yield "whole study", f"{total:.1f} device-hours, {total / devices:.1f} hours on {devices} devices"
+        yield "whole study", f"{total:.1f} device-hours, {total / devices:.1f} hours on {counted(devices, 'device')}"
 
     def _hrsa_hours(self, n: int, encoding: float) -> float:
         """Of one pair: states of both models, then CKA of all pairs of layers and neighbours of every layer."""

@@ -15,7 +15,7 @@ from hrsa_jax.data.negatives import add_negatives
 from hrsa_jax.data.sources import Pair, by_dataset, open_hub, open_jsonl
 from hrsa_jax.evaluation.baselines import HashedBagOfWords
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.logging import RunLog, counted
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,10 @@ def describe(
             if overlap.found and not allow_overlap:
                 raise overlap.refusal()
             compared, found = compared + overlap.compared, [*found, *overlap.found]
-        log.line(f"  {compared} training texts compared with {len(texts)} tasks: {len(found)} in common")
+        log.line(
+            f"  {counted(compared, 'training text')} compared with {counted(len(texts), 'task')}: "
+            f"{len(found)} in common"
+        )
     facts = {
         "overlap": {
             "compared": compared,

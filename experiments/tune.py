@@ -31,7 +31,7 @@ from hrsa_jax.reasoning.tasks import Problem, Style, check_disjoint
 from hrsa_jax.reasoning.traces import TraceConfig, summary, write_traces
 from hrsa_jax.runtime.config import build, to_json
 from hrsa_jax.runtime.errors import InputError
-from hrsa_jax.runtime.logging import RunLog
+from hrsa_jax.runtime.logging import RunLog, counted
 from hrsa_jax.runtime.loop import OptimConfig, TrainState, init_state, make_optimizer, make_step, train
 from hrsa_jax.runtime.mesh import shard_batch
 from hrsa_jax.runtime.processes import written_once
@@ -157,7 +157,9 @@ def tune(base: Model, config: TuneConfig, run: Run) -> tuple[Model, dict[str, An
     with run.workdir.stage("tune", {"base": base.fingerprint, "config": to_json(config)}) as stage:
         if not stage.done:
             how = {"sft": "worked solutions", "grpo": "verifiable rewards"}[config.method]
-            run.log.line(f"  tuning {base.name} on {how} of {', '.join(config.families)}: {config.steps} steps")
+            run.log.line(
+                f"  tuning {base.name} on {how} of {', '.join(config.families)}: {counted(config.steps, 'step')}"
+            )
             stage.complete(_tune(run.load(base.source), config, stage, run))
     variant = stage.result["variant"]
     return replace(base, name="reasoning", source=_MODEL, fingerprint=stage.result["fingerprint"]), variant

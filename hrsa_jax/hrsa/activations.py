@@ -20,6 +20,7 @@ from hrsa_jax.hrsa.results import Comparison
 from hrsa_jax.hrsa.states import TokenStates, shared_row_mask
 from hrsa_jax.models.backbone import Backbone, load
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import counted
 from hrsa_jax.runtime.mesh import to_host
 
 Attention = Literal["causal", "bidirectional"]
@@ -249,9 +250,11 @@ def compare_models(
         stored.facts["models"] = {"a": _name(a), "b": _name(b)}
         return stored
     if len(texts) < 8 or isinstance(texts, str):
-        raise InputError(f"{len(texts)} texts were given; intervals over texts need a list of at least 8.")
+        raise InputError(f"{counted(len(texts), 'text')} given; intervals over texts need a list of at least 8.")
     if labels is not None and len(labels) != len(texts):
-        raise InputError(f"There are {len(labels)} labels for {len(texts)} texts; give one label per text.")
+        raise InputError(
+            f"There are {counted(len(labels), 'label')} for {counted(len(texts), 'text')}; give one label per text."
+        )
     report = progress or (lambda stage: None)
     mode = attention or (left.attention if preset == "paper" else None)
     for_tokens = token_texts(len(texts), max_texts, seed)

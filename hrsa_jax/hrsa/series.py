@@ -18,6 +18,7 @@ from hrsa_jax.hrsa.display import WIDTH
 from hrsa_jax.hrsa.results import Comparison, Curve
 from hrsa_jax.hrsa.states import TokenStates, check_same_rows, shared_row_mask, unit_rms_rows
 from hrsa_jax.hrsa.uncertainty import text_codes
+from hrsa_jax.runtime.logging import counted
 
 KS = (5, 10)
 FEWEST_TEXTS = 8
@@ -69,7 +70,9 @@ def compare_by_label(
         rows = keep & (of_row == label)
         count = len(np.unique(a.groups_N[rows]))
         if count < FEWEST_TEXTS:
-            notes.append(f"label {label!r} has {count} texts, too few for intervals (at least {FEWEST_TEXTS})")
+            notes.append(
+                f"label {label!r} has {counted(count, 'text')}, too few for intervals (at least {FEWEST_TEXTS})"
+            )
             continue
         found[label] = compare_quickly(a, b, row_mask=rows, seed=seed)
     return found, notes

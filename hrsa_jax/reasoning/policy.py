@@ -22,6 +22,7 @@ from hrsa_jax.reasoning.rollout import Rollout, Sampler
 from hrsa_jax.reasoning.sft import token_logps
 from hrsa_jax.reasoning.tasks import Problem, score
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import counted
 from hrsa_jax.runtime.loop import TrainState, make_step
 
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
@@ -140,7 +141,10 @@ def grpo_step(
         InputError: fewer problems than questions in a step, or a KL term without a reference.
     """
     if len(problems) < config.questions:
-        raise InputError(f"GRPO: {len(problems)} problems for {config.questions} questions a step: give more problems")
+        raise InputError(
+            f"GRPO: {counted(len(problems), 'problem')} for {counted(config.questions, 'question')} a step: "
+            "give more problems"
+        )
     sampler = Sampler(config, problems, tokenizer, reward, stop_ids)
     update = make_step(grpo_loss_fn(graphdef, config), optimizer)
     watch = CollapseWatch(config.guard, seen)

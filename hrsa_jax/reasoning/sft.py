@@ -20,6 +20,7 @@ from hrsa_jax.data.packing import PackedRows, fill_rows, pack
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.reasoning.tasks import Problem, Style, prompt
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import counted
 from hrsa_jax.runtime.mesh import to_host
 
 Array = Any  # numpy on the host, jax.Array inside a compiled step
@@ -106,8 +107,8 @@ def sft_batches(
     layout = pack([len(ids) for ids, _ in kept], config.row_length)
     if layout.rows < config.rows:
         raise InputError(
-            f"{len(kept)} problems fill {layout.rows} rows of {config.row_length} tokens, fewer than one batch of "
-            f"{config.rows} rows: give more problems or lower rows"
+            f"{counted(len(kept), 'problem')} fill {counted(layout.rows, 'row')} of {config.row_length} tokens, fewer "
+            f"than one batch of {counted(config.rows, 'row')}: give more problems or lower rows"
         )
     everything = _solution_rows(fill_rows(layout, [ids for ids, _ in kept], [start for _, start in kept]))
     steps_per_epoch = layout.rows // config.rows

@@ -12,6 +12,7 @@ from hrsa_jax.data.sources import json_rows
 from hrsa_jax.reasoning.answers import marked_answer
 from hrsa_jax.reasoning.tasks import FAMILIES, Problem, Split, make_problems
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import counted
 
 _MAX_LINE_BYTES = 1 << 20
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator notes, which are not part of the solution
@@ -63,7 +64,9 @@ def load_problems(source: str, n: int, *, seed: int, split: Split = "train") -> 
         known = ", ".join([*sorted(FAMILIES), *HUB_SETS])
         raise InputError(f"unknown source of problems {source!r}: give a .jsonl file or one of {known}")
     if len(found) < n:
-        raise InputError(f"the {split} side of {source} has {len(found)} problems and {n} were asked for: ask for less")
+        raise InputError(
+            f"the {split} side of {source} has {counted(len(found), 'problem')}, {n} asked for: ask for less"
+        )
     order = np.random.default_rng(seed).permutation(len(found))
     return [found[i] for i in sorted(order[:n])]
 

@@ -12,6 +12,7 @@ import numpy as np
 from hrsa_jax.report import reading
 from hrsa_jax.report.measures import CEILING, MEASURES, label
 from hrsa_jax.report.phrases import effect_text
+from hrsa_jax.runtime.logging import counted
 
 FLOOR_MEASURES = ("cka", "correlation", "knn_5", "knn_10", "knn_50")
 
@@ -75,7 +76,7 @@ def _power(results: Mapping[str, Any]) -> str:
     share = reading.number((entry or {}).get("power"))
     if not entry or math.isnan(share):
         return ""
-    sizes = f"{entry.get('tasks')} tasks and {entry.get('seeds')} seeds"
+    sizes = f"{counted(int(entry.get('tasks') or 0), 'task')} and {counted(int(entry.get('seeds') or 0), 'seed')}"
     rate = f"{100 * share:.0f}%"
     text = f'Power: if the two were truly equal, a study of {sizes} would say "no advantage" in {rate} of cases'
     if share < 0.8 and entry.get("needed_tasks") and entry.get("needed_seeds"):

@@ -10,7 +10,8 @@ import numpy as np
 
 from hrsa_jax.report import reading
 from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS, MEASURES, REALIGNED
-from hrsa_jax.report.phrases import Paragraph, counted, estimate_text
+from hrsa_jax.report.phrases import Paragraph, estimate_text
+from hrsa_jax.runtime.logging import counted
 
 _SAMENESS = ((0.95, "nearly the same"), (0.8, "mostly the same"), (0.5, "partly the same"), (0.2, "mostly different"))
 SAMENESS_NOTE = (

@@ -13,11 +13,11 @@ import jinja2
 
 from hrsa_jax.report import controls, figures, inside, panels, reading, record, schema, tables, verdict
 from hrsa_jax.report.measures import CEILING, PAIR_LABELS, PAIR_SHORT
-from hrsa_jax.report.phrases import counted
 from hrsa_jax.report.svg import COLOURS, css_name
 from hrsa_jax.report.words import WORDS, Definer
 from hrsa_jax.runtime import processes
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import counted
 
 
 def render(results: Mapping[str, Any]) -> str:

@@ -48,10 +48,6 @@ def bracketed(low: float, high: float, margin: float = math.nan) -> str:
     return f"[{points(low, margin)}, {points(high, margin)}]"
 
 
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def estimate_text(value: float, low: float, high: float, digits: int = 3) -> str:
     """`0.912 [0.900, 0.921]`, or the value with "no interval"."""
     if math.isnan(value):

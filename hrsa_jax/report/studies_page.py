@@ -11,10 +11,11 @@ from hrsa_jax.report import tables
 from hrsa_jax.report.measures import MEASURES
 from hrsa_jax.report.page import environment
 from hrsa_jax.report.panels import Panel, panel_of
-from hrsa_jax.report.phrases import bracketed, counted, estimate_text, points
+from hrsa_jax.report.phrases import bracketed, estimate_text, points
 from hrsa_jax.report.studies import KEY_MEASURES, OWN_PROBE, WEAKENED, Studies, StudyRow, Summary
 from hrsa_jax.report.svg import COLOURS, css_name, panel, shorten, to_svg
 from hrsa_jax.report.verdict import UNSHOWN
+from hrsa_jax.runtime.logging import counted
 
 INK, MUTED = COLOURS["ink"], COLOURS["muted"]
 DUMBBELLS = ("cka", "knn_10", "procrustes_residual", "probe_transfer")

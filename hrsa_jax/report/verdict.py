@@ -14,7 +14,8 @@ from scipy import stats
 
 from hrsa_jax.report import controls, inside, lowered, reading
 from hrsa_jax.report.measures import EMBEDDINGS
-from hrsa_jax.report.phrases import Paragraph, counted, points
+from hrsa_jax.report.phrases import Paragraph, points
+from hrsa_jax.runtime.logging import counted
 
 UNSHOWN = "; sensitivity not shown"
 _NEEDS = re.compile(r" \(needs ([^)]+)\)")

@@ -15,7 +15,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,6 +40,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole % 3600 >= 60 else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 text`, `1,200 texts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def columns(stream: TextIO) -> int:
     """Width to print for: the terminal's, or 80."""
     try:
@@ -61,6 +66,13 @@ def wrapped(text: str, width: int) -> str:
 def _broken(line: str, width: int, indent: str) -> list[str]:
     keep: dict[str, bool] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
     return textwrap.wrap(line, width, subsequent_indent=indent, **keep)  # type: ignore[arg-type]
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Prints (name, value) pairs on stdout: names in one column, values beside them within the terminal's width."""
+    column = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        print("\n".join(_broken(name.ljust(column) + value, columns(sys.stdout), " " * column)))
 
 
 class Progress:

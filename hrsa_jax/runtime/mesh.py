@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hrsa_jax.runtime.errors import InputError
+from hrsa_jax.runtime.logging import counted
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -47,7 +48,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
         sizes[free[0]] = len(devices) // known
     if int(np.prod(list(sizes.values()))) != len(devices):
         raise InputError(
-            f"mesh sizes {sizes} do not fit {len(devices)} devices: choose sizes whose product is {len(devices)}"
+            f"mesh sizes {sizes} do not fit {counted(len(devices), 'device')}: choose sizes whose product is "
+            f"{len(devices)}"
         )
     # Auto axes: the Explicit default refuses look-ups in a sharded embedding.
     return jax.make_mesh(

@@ -23,7 +23,15 @@ def folder(tmp_path_factory):
 def printed(capsys, **settings):
     assert run({"row_length": 32, "batch_tokens": 128, **settings}) == 0
     lines = capsys.readouterr().out.splitlines()
-    return {line.split("  ", 1)[0]: line.split("  ", 1)[1].strip() for line in lines}
+    assert all(len(line) <= 80 or "/" in line for line in lines)
+    shown: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition("  ")
+        if name:
+            last, shown[name] = name, value.strip()
+        else:  # the value goes on
+            shown[last] += f" {value.strip()}"
+    return shown
 
 
 def test_facts_equal_those_of_the_loaded_model(folder, capsys):

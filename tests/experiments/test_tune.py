@@ -89,7 +89,7 @@ def test_traces_are_written_for_hrsa(model, tmp_path):
 def test_training_on_held_out_questions_is_refused(model, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"question": "1 + 1 =", "answer": "2"}\n')
-    with pytest.raises(InputError, match=r"has [01] problems and 1|fill 1 rows"):
+    with pytest.raises(InputError, match=r"has (0 problems|1 problem), 1|fill 1 row"):
         run(config(model, family=str(path), problems=1, held_out=1), tmp_path / "run")
     with pytest.raises(InputError, match="is not one of"):
         run(config(model), tmp_path / "other", method="dpo")

@@ -183,7 +183,7 @@ def test_files_of_activations_are_compared(model, recorded, tmp_path):
             lambda path: compare_models(save(path / "one.npy", np.ones((1, 9, 4))), build(), TEXTS),
             "activations for both",
         ),
-        (lambda path: compare_models(build(), build(), TEXTS[:3]), "3 texts were given"),
+        (lambda path: compare_models(build(), build(), TEXTS[:3]), "3 texts given"),
         (lambda path: compare_models(build(), build(), TEXTS, [1, 2]), "2 labels for 12 texts"),
         (lambda path: token_states(build(), ["w1", ""]), "Text 1 has no tokens"),
     ],

@@ -27,7 +27,7 @@ def test_json_lines_are_split_by_question_and_scored(file):
     assert tasks.score(problem, f"#### {problem.answer}.0") == 1.0
     assert tasks.score(problem, "#### -1") == 0.0
     assert not tasks.well_formed(problem, problem.answer)
-    with pytest.raises(InputError, match=r"has [12]\d problems and 31"):
+    with pytest.raises(InputError, match=r"has [12]\d problems, 31"):
         load_problems(str(file), 31, seed=0)
     with pytest.raises(InputError, match="no unseen split"):
         load_problems(str(file), 1, seed=0, split="unseen")
