@@ -116,17 +116,16 @@ def comparison_figure(comparison: Comparison) -> Any:
         image = axes[count - 1].imshow(matrix, origin="lower", vmin=0, vmax=1, cmap="viridis")
         axes[count - 1].set(title="CKA of all layer pairs", xlabel="layer of b", ylabel="layer of a")
         figure.colorbar(image, ax=axes[count - 1])
-    heading = [*_heading(comparison.facts), *_not_measured(comparison)]
-    figure.suptitle(
-        "\n".join(textwrap.fill(text, 48 * columns) for text in heading), fontsize="medium", parse_math=False
-    )
+    heading = [*_heading(comparison.facts, 44), *_not_measured(comparison)]
+    fitted = [textwrap.fill(text, 48 * columns, break_on_hyphens=False) for text in heading]
+    figure.suptitle("\n".join(fitted), fontsize="medium", parse_math=False)
     return figure
 
 
-def _heading(facts: Mapping[str, Any]) -> list[str]:
-    """Which models, and over what."""
+def _heading(facts: Mapping[str, Any], room: int | None = None) -> list[str]:
+    """Which models, in names of `room` characters at most, and over what."""
     models = facts.get("models") or {}
-    named = [f"{side} = {models[side]}" for side in ("a", "b") if models.get(side)]
+    named = [f"{side} = {clipped(models[side], room or len(models[side]))}" for side in ("a", "b") if models.get(side)]
     over = []
     if {"rows", "texts"} <= facts.keys():
         of = "texts" if facts.get("level") == "texts" else f"tokens of {facts['texts']} texts"
@@ -169,6 +168,11 @@ def _remarks(comparison: Comparison) -> list[str]:
             lines.append(_wrapped(f"note  not defined at layer {layer_ranges(layers)}: {', '.join(untold)}"))
     lines += [_wrapped(f"note  {note}") for note in (*_not_measured(comparison), *comparison.notes)]
     return lines
+
+
+def clipped(name: str, room: int) -> str:
+    """A name within `room` characters: the end of a longer one, where paths differ."""
+    return name if len(name) <= room else f"...{name[3 - room :]}"
 
 
 def layer_ranges(numbers: Sequence[int]) -> str:

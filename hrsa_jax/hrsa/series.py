@@ -14,7 +14,7 @@ import numpy as np
 
 from hrsa_jax.hrsa import curves_geometry as geometry
 from hrsa_jax.hrsa.curves_representation import PairRows, correlation_curve
-from hrsa_jax.hrsa.display import WIDTH
+from hrsa_jax.hrsa.display import WIDTH, clipped
 from hrsa_jax.hrsa.results import Comparison, Curve
 from hrsa_jax.hrsa.states import TokenStates, check_same_rows, shared_row_mask, unit_rms_rows
 from hrsa_jax.hrsa.uncertainty import text_codes
@@ -99,7 +99,7 @@ class Trajectory:
         names = list(self.comparisons[0].measures)
         sizes = [max(len(name), len("-0.000")) for name in names]
         room = max(12, WIDTH - sum(sizes) - 2 * len(sizes))
-        shown = [name if len(name) <= room else f"...{name[3 - room :]}" for name in self.names]  # ends of paths differ
+        shown = [clipped(name, room) for name in self.names]
         rows = [names] + [[_mean_text(found.measures[name]) for name in names] for found in self.comparisons]
         width = max(map(len, ["snapshot", *shown]))
         return "\n".join(
@@ -108,17 +108,19 @@ class Trajectory:
         )
 
     def plot(self) -> Any:
-        """A matplotlib figure: snapshots x layers of every measure, colour 0 to 1."""
+        """A matplotlib figure: snapshots x layers of every measure, one colour scale that ends at 1."""
         from matplotlib.figure import Figure
 
         names = list(self.comparisons[0].measures)
-        figure = Figure(figsize=(3.6 * len(names), 3.4), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(1, len(names)))
+        lowest = np.nanmin([np.nanmin(self.values(name), initial=1.0) for name in names])
+        scale = {"vmin": float(np.clip(np.floor(10 * lowest) / 10, 0.0, 0.9)), "vmax": 1.0, "cmap": "viridis"}
+        figure = Figure(figsize=(3.2 * len(names) + 1.4, 3.4), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
         for axis, name in zip(axes, names, strict=True):
-            image = axis.imshow(self.values(name), origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
+            image = axis.imshow(self.values(name), origin="lower", aspect="auto", **scale)
             axis.set(title=name.replace("_", " "), xlabel="layer")
-            axis.set_yticks(range(len(self.names)), self.names)
-        figure.colorbar(image, ax=axes[-1])
+        axes[0].set_yticks(range(len(self.names)), [clipped(name, 24) for name in self.names])
+        figure.colorbar(image, ax=axes[-1]).set_label("similarity to the reference (1 = alike)")
         return figure
 
 

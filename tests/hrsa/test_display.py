@@ -1,5 +1,7 @@
 """What a comparison prints and draws: 80 columns, no "nan", every level, whatever was left out said."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,9 @@ def test_snapshots_with_long_names_fit_and_keep_their_ends():
     assert len(lines[0]) <= 80
     assert "checkpoints/40" in lines[2]
     assert lines[2].split()[1:] == ["0.500", "-", "0.500", "0.500"]
+    figure = Trajectory(names, tuple(made)).plot()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # names that leave the axes no room
+        figure.canvas.draw()
+    assert [label.get_text()[-14:] for label in figure.axes[0].get_yticklabels()] == ["step 0", "checkpoints/40"]
+    assert {image.get_clim() for axis in figure.axes[:4] for image in axis.images} == {(0.5, 1.0)}
