@@ -356,6 +356,8 @@ class _Comparisons:
             by_label, notes = compare_by_label(a, b, parts, row_mask=self.mask, seed=config.seed)
             for label, comparison in by_label.items():
                 self._print(f"{config.breakdown_field} = {label}", comparison.measures)
+            for note in notes:
+                self.log.result(f"note  {note}")
             yield "breakdown", {**{k: c.to_json() for k, c in by_label.items()}, "notes": notes}, None
         if config.noise_floor:
             assert self.texts is not None
