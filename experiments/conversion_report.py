@@ -53,6 +53,19 @@ def gains(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
+def terminal_table(results: Mapping[str, Any]) -> str:
+    """The scores as lines for a terminal, in points; a sentence where the models were not scored."""
+    found = gains(results)
+    if not found:
+        return "The models were not scored while they trained (no monitor in the settings)."
+    width = max(map(len, [*found, "model"]))
+    lines = [f"{'model'.ljust(width)}{'untrained':>11s}{'after':>8s}{'rise':>8s}{'best':>8s}", "-" * (width + 35)]
+    for key, gain in found.items():
+        before, last, rise, best = (100 * gain[name] for name in ("untrained", "last", "rise", "best"))
+        lines.append(f"{key.ljust(width)}{before:>11.1f}{last:>8.1f}{rise:>+8.1f}{best:>8.1f}")
+    return "\n".join([*lines, "points; untrained: the better of the backbone's two attention modes"])
+
+
 def _gain_table(results: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(key)}</td><td class=n>{gain['untrained']:.4f}</td><td class=n>{gain['last']:.4f}</td>"

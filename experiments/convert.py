@@ -18,7 +18,7 @@ import jax
 from flax import nnx
 
 from experiments.announce import closing, opening
-from experiments.conversion_report import write_report
+from experiments.conversion_report import terminal_table, write_report
 from experiments.monitor import Evaluate, Monitor, MonitorConfig, task_evaluation
 from experiments.run import MeshConfig, Model, Run, device_mesh
 from experiments.training_data import DataFile, TrainingData, describe, offline_pairs, open_files
@@ -121,6 +121,7 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         write_json(workdir.path / "results.json", results)
         write_report(results, workdir.path / "report.html")
         files = {"results": workdir.path / "results.json", "report": workdir.path / "report.html"}
+        log.result(f"\n{terminal_table(results)}\n")
         closing(log, workdir, results["timings"]["this command"]["seconds"], files=files)
         log.close()
     return 0

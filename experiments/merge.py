@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.announce import opening
+from experiments.announce import opening, short
 from experiments.compare import CompareConfig, read_texts
 from experiments.compare import run as compare
 from experiments.run import Run
@@ -70,13 +70,14 @@ def _merge(setting: MergeConfig, run: Run) -> list[str]:
     for share in setting.shares:
         inputs = {"a": a.fingerprint, "b": b.fingerprint, "share": share, "path": setting.path}
         name = f"merge/{setting.path}-{share:g}"
+        folder = f"stages/{name}/model"
         with run.workdir.stage(name, inputs) as stage:
             if not stage.done:
                 merged = interpolate(a.decoder, b.decoder, share, setting.path)
-                a.with_decoder(merged, source=f"stages/{name}/model").export(stage.path / "model")
+                a.with_decoder(merged, source=folder).export(stage.path / "model")
                 stage.complete({"share": share})
-        run.log.line(f"  {share:g} of the way: stages/{name}/model")
-        folders.append(f"stages/{name}/model")
+        run.log.result(f"{share:g} of the way  {short(run.workdir.path / folder)}")
+        folders.append(folder)
     return folders
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from experiments.announce import closing, opening
 from experiments.run import MeshConfig, Model, Run, device_mesh
-from experiments.variant import change, label, measure, numbers, write_report
+from experiments.variant import change, label, measure, numbers, variant_text, write_report
 from hrsa_jax.models.backbone import Backbone
 from hrsa_jax.models.decoder import Decoder
 from hrsa_jax.models.lora import LoRAConfig, add_lora, merge_lora, split_trainable
@@ -141,6 +141,8 @@ def run(config: dict[str, Any], path: str, *, command: str) -> int:
         write_json(workdir.path / "results.json", results)
         write_report(results, workdir.path / "report.html")
         files = {"results": workdir.path / "results.json", "report": workdir.path / "report.html"}
+        if "reasoning" in results:
+            log.result(f"\n{variant_text(results)}\n")
         closing(log, workdir, results["timings"]["this command"]["seconds"], files=files)
         log.close()
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from hrsa_jax.reasoning.accuracy import Accuracy, accuracy
 from hrsa_jax.reasoning.rollout import divergence
 from hrsa_jax.reasoning.sft import SolutionLoss, solution_loss
 from hrsa_jax.reasoning.tasks import Problem, Style
+from hrsa_jax.report import reading
+from hrsa_jax.report.phrases import estimate_text
 from hrsa_jax.report.svg import COLOURS, panel, to_svg
+from hrsa_jax.report.verdict import variant_label
 from hrsa_jax.runtime import processes
 
 
@@ -118,6 +122,21 @@ _ROWS = {
     "unseen_solution_loss": "the same, unseen templates",
 }
 _PANELS = ("loss", "reward", "kl", "length", "surprisal", "mixed_groups")
+
+
+def variant_text(results: Mapping[str, Any]) -> str:
+    """What tuning changed, as lines for a terminal: accuracy and loss on held-out problems, before and after."""
+    lines = []
+    for when in ("before", "after"):
+        found, said = reading.accuracy(results, when), []
+        if found is not None and not math.isnan(found.rate):
+            said.append(
+                f"accuracy {100 * found.rate:5.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}] of {found.n:.0f}"
+            )
+        if found is not None and not math.isnan(found.loss):
+            said.append(f"loss {estimate_text(found.loss, found.loss_low, found.loss_high)}")
+        lines += [f"{when:8s}{', '.join(said)}"] if said else []
+    return "\n".join([*lines, "held-out problems, 95% intervals; loss in nats a token", variant_label(results)])
 
 
 def write_report(results: Mapping[str, Any], path: Path) -> None:

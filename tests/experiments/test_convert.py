@@ -2,12 +2,14 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import write_model
 
 from experiments import convert
+from experiments.conversion_report import gains, terminal_table
 from experiments.run import Run
 from hrsa_jax.embedding.encoder import Encoder
 from hrsa_jax.runtime.config import build
@@ -161,3 +163,16 @@ def test_settings_that_cannot_be_are_refused(setting, tmp_path, change, message)
 @pytest.fixture(autouse=True)
 def _no_hub():
     assert os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+def test_the_terminal_says_what_conversion_gained():
+    path = Path(__file__).resolve().parents[2] / "results" / "convert_smollm2" / "results.json"
+    results = json.loads(path.read_text())
+    lines = terminal_table(results).splitlines()
+    assert max(map(len, lines)) <= 80
+    gain = gains(results)["base-Emb-s0"]
+    assert lines[2].split() == ["base-Emb-s0", *(f"{100 * gain[name]:.1f}" for name in ("untrained", "last")),
+                                f"{100 * gain['rise']:+.1f}", f"{100 * gain['best']:.1f}"]  # fmt: skip
+    for run in results["training"].values():
+        run["evaluation"] = []
+    assert terminal_table(results).startswith("The models were not scored")

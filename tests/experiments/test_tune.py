@@ -1,6 +1,7 @@
 """tune and merge as experiments of their own, on a tiny model: every method, resumption of stages, the path between."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +11,10 @@ from tiny import write_model
 import hrsa_jax
 from experiments import merge, tune
 from experiments.compare import CompareConfig, read_texts
+from experiments.variant import variant_text
 from hrsa_jax.runtime.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(model, **settings):
@@ -114,3 +118,13 @@ def test_merged_models_load_end_exactly_and_are_compared(model, by_reward, tmp_p
     other = write_model(tmp_path / "other", intermediate_size=32)
     with pytest.raises(InputError, match="merge: blocks"):
         merge.run(settings | {"b": str(other)}, str(tmp_path / "bad"), command="")
+
+
+def test_the_terminal_says_what_tuning_changed_and_whether_that_is_shown():
+    results = json.loads((ROOT / "results" / "tune_sft" / "results.json").read_text())
+    before, after, *_, last = variant_text(results).splitlines()
+    assert before == "before  accuracy  22.0% [13.4, 34.1] of 59, loss 1.275 [1.148, 1.403]"
+    assert after.startswith("after   accuracy  79.7% [67.7, 88.0] of 59")
+    assert last == "accuracy rose significantly (Wilson intervals disjoint)"
+    del results["reasoning"]["before"]["accuracy"], results["reasoning"]["before"]["n"]
+    assert variant_text(results).splitlines()[0] == "before  loss 1.275 [1.148, 1.403]"
