@@ -279,7 +279,12 @@ def _command() -> str:
         if not (skip or workdir):
             shown.append(argument)
         skip = workdir is not None and workdir[1] is None  # its value is the next word
-    return shlex.join(["python", "launch.py", *shown, "--workdir=NEW_FOLDER"])
+    return " ".join(map(_quoted, ["python", "launch.py", *shown, "--workdir=NEW_FOLDER"]))
+
+
+def _quoted(word: str) -> str:
+    """The word as a shell takes it; one with single quotes, as tuples of texts have, in double quotes where it can."""
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word)
 
 
 def _quiet_libraries(*, completely: bool) -> None:

@@ -196,7 +196,7 @@ def _chance(axes: Axes, curves: Sequence[reading.Curve], name: str) -> None:
         return
     level = entry.chance[np.isfinite(entry.chance)][0]
     if level < axes.get_ylim()[0]:
-        _below(axes, f"{name} {level:.3f}, below")
+        _below(axes, f"{'Haar line' if 'Haar' in name else name} {level:.3f}, below")
         return
     axes.plot(entry.layers, entry.chance, color=MUTED, linestyle=CHANCE_STYLE, linewidth=1.1)
     axes.annotate(

@@ -113,9 +113,18 @@ def _over_layers(results: Mapping[str, Any]) -> str:
 
 
 def _scatter(results: Mapping[str, Any]) -> str:
-    """Said where models moved apart and nothing shows how far two conversions of one backbone do."""
-    if (results.get("hrsa") or {}).get(CEILING):
-        return ""
+    """Said where models moved apart: how far two conversions of one backbone do, or that nothing shows it."""
+    within, readings = 0, 0
+    for measure in ("cka", "knn_10", "correlation"):
+        embs, ceiling = (reading.pair_curve(results, pair, measure) for pair in (EMBEDDINGS, CEILING))
+        if embs is not None and ceiling is not None and np.array_equal(embs.layers, ceiling.layers):
+            known = np.isfinite(embs.high) & np.isfinite(ceiling.value)
+            within, readings = within + int((embs.high >= ceiling.value)[known].sum()), readings + int(known.sum())
+    if readings:
+        return (
+            f"In {within} of these {readings} the embedding models are still as alike as two conversions of base with "
+            "other seeds (their interval reaches the seed ceiling): there it may be the scatter of training. "
+        )
     return (
         "Two conversions of one backbone with other seeds differ as well; by how much was not measured (it takes two "
         "seeds), so it is open how much of this is the scatter of training. "

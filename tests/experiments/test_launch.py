@@ -1,5 +1,6 @@
 """Bad input at the command line: one sentence on stderr, status 2, nothing half-written."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,18 @@ def test_the_command_to_repeat_a_run_is_one_that_a_shell_takes(monkeypatch, work
     monkeypatch.setattr(sys, "argv", ["launch.py", given[0], *workdir, *given[1:]])
     words = subprocess.run(["sh", "-c", f"printf '%s\\n' {_command()}"], capture_output=True, text=True, check=True)
     assert words.stdout.splitlines() == ["python", "launch.py", *given, "--workdir=NEW_FOLDER"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("--config=configs/report.py", "--config=configs/report.py"),
+        ("--config.studies=('a b','c')", "\"--config.studies=('a b','c')\""),
+        ("--config.label=it's $HOME", "'--config.label=it'\"'\"'s $HOME'"),
+    ],
+)
+def test_the_command_to_repeat_is_what_a_shell_reads_back(argument, shown, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["launch.py", argument, "--workdir", "runs/x"])
+    command = _command()
+    assert command == f"python launch.py {shown} --workdir=NEW_FOLDER"
+    assert shlex.split(command) == ["python", "launch.py", argument, "--workdir=NEW_FOLDER"]
