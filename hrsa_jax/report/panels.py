@@ -249,6 +249,7 @@ def gap_panels(results: Mapping[str, Any]) -> list[Panel]:
 
 
 def tuning_panels(results: Mapping[str, Any]) -> list[Panel]:
+    rewarded = (results.get("reasoning") or {}).get("method") == "grpo"
     return [
         panel_of(
             "Held-out accuracy before and after",
@@ -259,9 +260,14 @@ def tuning_panels(results: Mapping[str, Any]) -> list[Panel]:
         ),
         panel_of(
             "Making the reasoning variant",
-            "Training loss (nats a token) by optimiser step. It says that the model learnt the training text, not "
+            "Policy loss by optimiser step: advantages times ratios of probabilities. It hovers about 0 by design; "
+            "what was learnt is seen in the reward."
+            if rewarded
+            else "Training loss (nats a token) by optimiser step. It says that the model learnt the training text, not "
             "that it reasons better.",
-            figures.training_curves(results, ("reasoning",), "train-reasoning", "loss (nats a token)"),
+            figures.training_curves(
+                results, ("reasoning",), "train-reasoning", "policy loss" if rewarded else "loss (nats a token)"
+            ),
             "No training curve of the reasoning variant is recorded.",
         ),
         *_reward_panels(results),

@@ -254,3 +254,14 @@ def test_ceiling_and_floor_are_drawn_where_they_were_measured() -> None:
     }
     for name, draw in drawn.items():
         assert draw(results).count("<path") > draw(bare).count("<path"), name
+
+
+def test_a_policy_loss_is_not_called_nats_and_the_reward_is_pointed_at() -> None:
+    results = make_results("quickstart", layers=3)
+    assert "Training loss (<abbr" in page.render(results)
+    results["reasoning"]["method"] = "grpo"
+    results["reasoning"]["training"] |= {"loss": [0.1, -0.1, 0.0, 0.05], "reward": [0.1, 0.2, 0.4, 0.5]}
+    html = _without_marks(page.render(results))
+    assert "Policy loss by optimiser step" in html
+    assert "Training loss (" not in html
+    assert "Mean reward of the sampled answers" in html
