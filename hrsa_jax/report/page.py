@@ -43,7 +43,9 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["defined"] = Definer().filter()  # of this page: a word is explained where it is first used
+    definer = Definer()  # of this page: a word is explained where a section first uses it
+    made.filters["defined"] = definer.filter()
+    made.globals["section"] = definer.section
     made.globals["words"] = WORDS
     return made
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from hrsa_jax.report import control_figures, controls, figures, hrsa_figures, reading, realignment_figures
 from hrsa_jax.report.measures import CEILING, EMBEDDINGS, MEASURES, PAIR_LABELS, PAIR_SHORT, PAIRS
+from hrsa_jax.report.svg import shorten
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,17 @@ def _diagonal(results: Mapping[str, Any], pair: str) -> str:
     return f" Mean of the diagonal: {', '.join(said)}." if said else ""
 
 
+def _lacks(results: Mapping[str, Any], measure: str) -> bool:
+    return any(reading.pair_curve(results, pair, measure) is None for pair in PAIRS)
+
+
 def _by_k_panel(results: Mapping[str, Any]) -> Panel:
     return panel_of(
         "Neighbour overlap by the number of neighbours",
         "Few neighbours ask about the closest surroundings, many about the wider ones. Bars: 95% intervals. "
         "Chance is what unrelated models share.",
         hrsa_figures.knn_by_k(results),
-        "Not measured for all of k = 5, 10, 50.",
+        " ".join(dict.fromkeys(_why(results, f"knn_{k}") for k in (5, 10, 50) if _lacks(results, f"knn_{k}"))),
     )
 
 
@@ -231,6 +236,16 @@ def controls_panel(results: Mapping[str, Any]) -> Panel:
     )
 
 
+def _why_no_gap(results: Mapping[str, Any], measure: str) -> str:
+    """Why a measure has no gap: one pair lacks it, or the two were not compared on the same texts."""
+    lacking = tuple(pair for pair in PAIRS if reading.pair_curve(results, pair, measure) is None)
+    if not lacking:
+        return "No gap: both pairs have the measure, but a gap needs both compared on the same texts and layers."
+    return f"No gap, for want of the {' and the '.join(PAIR_SHORT[pair] for pair in lacking)}. " + _why(
+        results, measure, lacking
+    )
+
+
 def gap_panels(results: Mapping[str, Any]) -> list[Panel]:
     panels, ceiling = [], CEILING in (results.get("hrsa") or {})
     for measure in ("correlation", "procrustes_residual", "cka", "knn_10"):
@@ -242,7 +257,7 @@ def gap_panels(results: Mapping[str, Any]) -> list[Panel]:
                 "with its 95% band (each layer on its own). A band away from 0: conversion changed how alike they are."
                 + (" Dotted: where the gap would be if they were as alike as two seeds." if ceiling else ""),
                 realignment_figures.gap_curves(results, measure),
-                "Not measured: results.json holds no paired gap for it.",
+                _why_no_gap(results, measure),
             )
         )
     return panels
@@ -273,13 +288,27 @@ def tuning_panels(results: Mapping[str, Any]) -> list[Panel]:
         *_reward_panels(results),
         panel_of(
             "Converting both backbones",
-            "Contrastive loss (nats a query) by optimiser step, same data order for both. It goes up and down because "
-            "every batch is of one data set, and some are harder than others. Curves on top of each other: the two "
-            "were trained alike. Of several seeds: their mean, single ones faint.",
+            "Contrastive loss (nats a query) by optimiser step, same data order for both. "
+            + _ups_and_downs(results)
+            + "Curves on top of each other: the two were trained alike. Of several seeds: their mean, single ones "
+            "faint.",
             figures.training_curves(results, ("base-Emb", "reasoning-Emb"), "train-emb", "contrastive loss (nats)"),
             "No training curves of the conversions are recorded.",
         ),
     ]
+
+
+def _ups_and_downs(results: Mapping[str, Any]) -> str:
+    """Why the loss of a conversion is no smooth curve, as far as its training data are on record."""
+    found = [entry["data"] for entry in (results.get("training") or {}).values() if entry.get("data")]
+    names = list(found[0].get("datasets") or {}) if found else []
+    if len(names) < 2:
+        return "Ups and downs: batches differ. "
+    most = "Most batches are" if any(data.get("mixed_batches") for data in found) else "Every batch is"
+    return (
+        f"{most} of one of {len(names)} data sets ({shorten(', '.join(names), 80)}), and some are harder: part of the "
+        "ups and downs is which one had its turn, the rest the scatter of batches. "
+    )
 
 
 def _reward_panels(results: Mapping[str, Any]) -> list[Panel]:

@@ -132,6 +132,8 @@ def flat(value: Any) -> str:
         return value
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 

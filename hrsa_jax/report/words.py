@@ -118,13 +118,18 @@ _FOUND = re.compile(
 
 @dataclass
 class Definer:
-    """Marks each word at its first use on one page with what it means; one object a page."""
+    """Marks each word at its first use in a section of one page with what it means; one object a page."""
 
     seen: set[str] = field(default_factory=set)
 
     def __call__(self, text: str | Markup) -> Markup:
         """The text as HTML (escaped unless it is markup), first uses as `<abbr title="what it means">`."""
         return Markup(_FOUND.sub(self._mark, str(escape(text))))
+
+    def section(self) -> str:
+        """A new section begins: its words are explained again. Returns nothing to show."""
+        self.seen.clear()
+        return ""
 
     def _mark(self, match: re.Match[str]) -> str:
         found = match.group(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from make_results import make_results
 
-from hrsa_jax.report import control_figures, controls, hrsa_figures, page, realignment_figures, tables
+from hrsa_jax.report import control_figures, controls, hrsa_figures, page, panels, realignment_figures, tables
 from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS
 
 RENDERED = ("quickstart", "advantage", "broken_parts", "bare", "controlled")
@@ -265,3 +265,43 @@ def test_a_policy_loss_is_not_called_nats_and_the_reward_is_pointed_at() -> None
     assert "Policy loss by optimiser step" in html
     assert "Training loss (" not in html
     assert "Mean reward of the sampled answers" in html
+
+
+def test_the_loss_of_a_conversion_is_explained_by_what_is_on_record() -> None:
+    results = make_results("quickstart", layers=3)
+
+    def caption(**data: object) -> str:
+        results["training"] = {"base-Emb": {"step": [0, 1], "loss": [2.0, 1.0]} | data}
+        return panels.tuning_panels(results)[-1].caption
+
+    assert "Ups and downs: batches differ." in caption()
+    two = {"functions": 500, "news": 500}
+    assert "Every batch is of one of 2 data sets (functions, news), and" in caption(data={"datasets": two})
+    assert "Most batches are of one of 2" in caption(data={"datasets": two, "mixed_batches": 3})
+    assert "Ups and downs: batches differ." in caption(data={"datasets": {"functions": 500}})
+
+
+def test_a_missing_gap_says_which_pair_lacks_the_measure_and_why() -> None:
+    results = make_results("quickstart", layers=3)
+    del results["realignment"]["correlation"]
+    assert panels.gap_panels(results)[0].missing.startswith("No gap: both pairs have the measure")
+    del results["hrsa"][EMBEDDINGS]["correlation"]
+    results["hrsa"][EMBEDDINGS]["refused"] = {"correlation": "the widths differ"}
+    said = "No gap, for want of the embedding models. Refused for the embedding models: the widths differ."
+    assert panels.gap_panels(results)[0].missing == said
+
+
+def test_neighbours_by_k_say_which_k_was_refused() -> None:
+    results = make_results("quickstart", layers=3)
+    for pair in (BACKBONES, EMBEDDINGS):
+        results["hrsa"][pair].pop("knn_50", None)
+        results["hrsa"][pair]["refused"] = {"knn_50": "fewer than 50 rows"}
+    by_k = panels.levels(results)[0]["panels"][-1]
+    assert by_k.svg is None
+    assert by_k.missing == "Refused for both pairs: fewer than 50 rows."
+
+
+def test_large_counts_have_separators() -> None:
+    assert record.flat(134_515_008) == "134,515,008"
+    assert record.flat([134_515_008, True]) == "[134515008, true]"
+    assert record.flat(2048) == "2048"

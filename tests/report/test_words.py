@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from make_results import make_results
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hrsa_jax.report import page
 from hrsa_jax.report.words import WORDS, Definer, markdown
@@ -32,11 +32,23 @@ def test_markup_keeps_its_tags_and_parts_of_names_are_no_words():
 
 
 @pytest.mark.parametrize("case", ["quickstart", "controlled", "advantage"])
-def test_no_word_is_explained_twice_on_a_page(case):
+def test_a_word_is_explained_once_in_every_section_that_uses_it(case):
     html = page.render(make_results(case, layers=3))
-    found = re.findall(r'<abbr title="([^"]+)">', html)
-    assert len(found) == len(set(found)) > 15
-    assert html.count("<dt>") == len(WORDS)
+    sections = dict(re.findall(r'<section id="(\w+)"[^>]*>(.*?)</section>', html, flags=re.DOTALL))
+    marks = {name: re.findall(r'<abbr title="([^"]+)">', text) for name, text in sections.items()}
+    for name, found in marks.items():
+        assert len(found) == len(set(found)), name
+    for name in ("answer", "hrsa", "realignment"):
+        assert escape(WORDS["linear CKA"]) in marks[name], name
+    assert len(set().union(*marks.values())) > 15
+
+
+def test_the_list_of_words_can_be_folded_and_the_contents_lead_to_it():
+    html = page.render(make_results("quickstart", layers=3))
+    assert '<a href="#words">' in html
+    listed = re.search(r'<details id="words" open>(.*?)</details>', html, flags=re.DOTALL)
+    assert listed
+    assert listed[1].count("<dt>") == len(WORDS)
 
 
 def test_every_meaning_is_one_short_paragraph():
