@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from make_results import make_results
 
-from hrsa_jax.report import control_figures, controls, hrsa_figures, page, panels, realignment_figures, tables
+from hrsa_jax.report import control_figures, controls, hrsa_figures, page, panels, realignment_figures, record, tables
 from hrsa_jax.report.measures import BACKBONES, CEILING, EMBEDDINGS
 
 RENDERED = ("quickstart", "advantage", "broken_parts", "bare", "controlled")
