@@ -133,6 +133,8 @@ def variant_curves(results: Mapping[str, Any], pair: str, measures: Mapping[str,
             if name in curves:
                 first = name == next(iter(measures))
                 draw(axes, curves[name], shade, style, label=measures[name], band=first, width=4.2 if first else 1.7)
+                if len(curves[name].layers) < max(len(entry.layers) for entry in curves.values()):
+                    axes.plot(curves[name].layers, curves[name].value, "o", color=shade, markersize=4)
         others = references(axes, results, next(iter(measures)))
         _finish(axes, [*curves.values(), *others], "linear CKA")
         _legend(axes)

@@ -63,11 +63,14 @@ def _why(results: Mapping[str, Any], measure: str, pairs: tuple[str, ...] = PAIR
     if undefined:
         said = "; ".join(sorted(undefined)).replace(measure, MEASURES[measure].short)
         return f"No value: {said}. More texts (config.hrsa.texts) would settle it."
-    if not any(reading.pair_curve(results, pair, "cka") for pair in pairs):
+    compared = [(results.get("hrsa") or {}).get(pair) for pair in pairs]
+    if not any(compared):
         return "Not measured: results.json holds no comparison of these models."
     if measure.startswith("probe"):
         return "Not measured: probes need labelled texts (config.hrsa.labelled_texts; label_field in a comparison)."
-    return "Not measured: this comparison left it out; config.hrsa.preset='careful' computes every measure."
+    paper = any(((entry or {}).get("facts") or {}).get("preset") == "paper" for entry in compared)
+    left_out = "config.hrsa.preset='paper' leaves it out" if paper else "this comparison left it out"
+    return f"Not measured: {left_out}; config.hrsa.preset='careful' computes every measure."
 
 
 def _curve_panel(results: Mapping[str, Any], measure: str) -> Panel:
@@ -171,7 +174,8 @@ def _variant_panel(results: Mapping[str, Any], pair: str) -> Panel:
     return panel_of(
         f"CKA three ways: {PAIR_SHORT[pair]}",
         "Broad and coloured, with its 95% band: debiased, sinks out. Dashes: the biased form, as published. "
-        "Dash-dot: attention sinks kept; where it differs, tokens with huge norms decide the number.",
+        "Dash-dot: attention sinks kept; where it differs, tokens with huge norms decide the number. Dots: the only "
+        "layers a curve was measured at.",
         hrsa_figures.variant_curves(results, pair, _CKA_VARIANTS, f"cka3-{pair}"),
         _why(results, "cka", (pair,)),
     )

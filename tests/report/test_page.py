@@ -305,3 +305,28 @@ def test_large_counts_have_separators() -> None:
     assert record.flat(134_515_008) == "134,515,008"
     assert record.flat([134_515_008, True]) == "[134515008, true]"
     assert record.flat(2048) == "2048"
+
+
+def test_a_measure_that_the_preset_leaves_out_is_not_called_a_missing_comparison() -> None:
+    results = make_results("quickstart", layers=3)
+    for pair in (BACKBONES, EMBEDDINGS):
+        results["hrsa"][pair].pop("cka_matrix")
+        results["hrsa"][pair].pop("cka")
+        results["hrsa"][pair]["facts"] = {"preset": "paper"}
+    heatmap = panels.levels(results)[0]["wide"][0]
+    assert heatmap.missing.startswith("Not measured: config.hrsa.preset='paper' leaves it out; ")
+    results["hrsa"] = {}
+    assert "holds no comparison" in panels.levels(results)[0]["wide"][0].missing
+
+
+def test_layers_between_which_nothing_was_measured_are_told_from_the_others() -> None:
+    results = make_results("quickstart", layers=7)
+    ways = {"cka": "debiased", "cka_with_sinks": "sinks kept"}
+    every = hrsa_figures.variant_curves(results, BACKBONES, ways, "v")
+    entry = results["hrsa"][BACKBONES]["cka_with_sinks"]
+    for key in ("layers", "value", "interval95"):
+        entry[key] = entry[key][::3]
+    few = hrsa_figures.variant_curves(results, BACKBONES, ways, "v")
+    assert few is not None
+    assert every is not None
+    assert few.count("<use") == every.count("<use") + 3  # one mark a measured layer
