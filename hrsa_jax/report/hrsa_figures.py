@@ -40,7 +40,7 @@ def heatmap(results: Mapping[str, Any], pair: str, name: str = "cka_matrix") -> 
         for spine in axes.spines.values():
             spine.set_visible(False)
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=[0, 0.25, 0.5, 0.75, 1])
-        bar.set_label("linear CKA (debiased)" if name == "cka_matrix" else name.replace("_", " "))
+        bar.set_label("linear CKA (debiased)" if name == "cka_matrix" else "linear CKA (biased)")
         bar.outline.set_visible(False)  # type: ignore[operator]
         return to_svg(figure, f"heat-{pair}-{name}")
 

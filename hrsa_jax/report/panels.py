@@ -135,12 +135,15 @@ def levels(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _heatmap_panel(results: Mapping[str, Any], pair: str) -> Panel:
+    name, form = "cka_matrix", "Debiased linear CKA"
+    if reading.pair_matrix(results, pair, name) is None and reading.pair_matrix(results, pair, f"{name}_biased"):
+        name, form = f"{name}_biased", "Linear CKA in its biased form, the only one that this comparison computed"
     return panel_of(
         f"Every layer against every layer: {PAIR_SHORT[pair]}",
-        f"Debiased linear CKA, {PAIR_LABELS[pair]}; both heatmaps share the scale 0 to 1 (values below 0 are drawn as "
+        f"{form}, {PAIR_LABELS[pair]}; both heatmaps share the scale 0 to 1 (values below 0 are drawn as "
         "0). Bright on the diagonal: the same layer holds the same geometry in both. A bright block: neighbouring "
         "layers share theirs." + _diagonal(results, pair),
-        hrsa_figures.heatmap(results, pair),
+        hrsa_figures.heatmap(results, pair, name),
         _why(results, "cka_matrix", (pair,)),
     )
 

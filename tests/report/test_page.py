@@ -315,6 +315,12 @@ def test_a_measure_that_the_preset_leaves_out_is_not_called_a_missing_comparison
         results["hrsa"][pair]["facts"] = {"preset": "paper"}
     heatmap = panels.levels(results)[0]["wide"][0]
     assert heatmap.missing.startswith("Not measured: config.hrsa.preset='paper' leaves it out; ")
+    whole = {"layers_a": [0, 1], "layers_b": [0, 1], "value": [[1.0, 0.5], [0.5, 1.0]]}
+    results["hrsa"][BACKBONES]["cka_matrix_biased"] = whole
+    heatmap, other = panels.levels(results)[0]["wide"]
+    assert heatmap.svg is not None
+    assert heatmap.caption.startswith("Linear CKA in its biased form, the only one that this comparison computed")
+    assert other.svg is None
     results["hrsa"] = {}
     assert "holds no comparison" in panels.levels(results)[0]["wide"][0].missing
 
