@@ -95,7 +95,7 @@ def check_launch(arguments: list[str], folder: Path) -> None:
     from hrsa_jax.runtime.config import build
 
     if any("my_pair.py" in argument for argument in arguments):  # the reader's own file
-        (folder / "my_pair.py").write_text((ROOT / "configs" / "quickstart.py").read_text())
+        (folder / "my_pair.py").write_text((ROOT / "configs" / "smollm2.py").read_text())
         arguments = [argument.replace("my_pair.py", str(folder / "my_pair.py")) for argument in arguments]
     config = config_of(arguments)
     name = config.pop("experiment")

@@ -35,8 +35,8 @@ LEVELS = (
     Level(
         "Geometry",
         ("cka", "cka_biased", "knn_5", "knn_10", "knn_50"),
-        "the same distances between tokens? cka 1: the same up to rotation and scale; knn_k: share of the k nearest "
-        "neighbours that both models have in common",
+        "the same distances between tokens? cka 1: the same up to rotation and scale; knn_k: of all that either model "
+        "counts among the k nearest neighbours, the share that both do",
         "1 = alike",
     ),
     Level(

@@ -20,6 +20,10 @@ SAMENESS_NOTE = (
 )
 
 
+# One or two measures a level, in whose layers change is counted.
+_COUNTED = ("correlation", "procrustes_residual", "cka", "knn_10", "probe_agreement")
+
+
 def sameness(low: float) -> str:
     """A word for a similarity between 0 and 1, by the lower end of its interval."""
     return next((word for bound, word in _SAMENESS if low >= bound), "largely different")
@@ -96,7 +100,7 @@ def conversion(results: Mapping[str, Any]) -> Paragraph:
 
 def _over_layers(results: Mapping[str, Any]) -> str:
     """Whether conversion brought the two together, and in how many layers that is clear: a sentence, or nothing."""
-    listed = {MEASURES[m].short: c for m in ("cka", "knn_10", "correlation") if (c := gap_counts(results, m))}
+    listed = {MEASURES[m].short: c for m in _COUNTED if (c := gap_counts(results, m))}
     if not listed:
         return ""
     more, less, layers = (sum(counts[side] for counts in listed.values()) for side in (0, 1, 2))
@@ -106,20 +110,37 @@ def _over_layers(results: Mapping[str, Any]) -> str:
     unclear = layers - more - less
     each = "; ".join(f"{name} {c[0]} closer, {c[1]} further, of {c[2]}" for name, c in listed.items())
     word = word if more + less else "No change can be shown"
+    if more + less and less > more and not (results.get("hrsa") or {}).get(CEILING):
+        word += ", if that is more than the scatter of training"
     return (
         f"{word}: of {counted(layers, 'layer reading')} {more} are clearly closer, {less} clearly further apart, "
-        f"{unclear} not clearly changed, by their 95% intervals: {each}. {_scatter(results) if less > more else ''}"
+        f"{unclear} not clearly changed, by their 95% intervals, which are not corrected for their number: {each}. "
+        f"{_largest(results)}{_scatter(results) if less > more else ''}"
     )
+
+
+def _largest(results: Mapping[str, Any]) -> str:
+    """Where, and by how much, geometry changed most."""
+    said = []
+    for measure in ("cka", "knn_10"):
+        gap = reading.gap_curve(results, measure)
+        if gap is not None and np.isfinite(gap.low).any():
+            layer = int(gap.layers[np.nanargmax(np.abs(np.where(np.isfinite(gap.low), gap.value, np.nan)))])
+            value, low, high = gap.at(layer)
+            said.append(f"{MEASURES[measure].short} {value:+.3f} [{low:+.3f}, {high:+.3f}] at layer {layer}")
+    return f"Largest: {'; '.join(said)}. " if said else ""
 
 
 def _scatter(results: Mapping[str, Any]) -> str:
     """Said where models moved apart: how far two conversions of one backbone do, or that nothing shows it."""
     within, readings = 0, 0
-    for measure in ("cka", "knn_10", "correlation"):
+    for measure in _COUNTED:
         embs, ceiling = (reading.pair_curve(results, pair, measure) for pair in (EMBEDDINGS, CEILING))
         if embs is not None and ceiling is not None and np.array_equal(embs.layers, ceiling.layers):
             known = np.isfinite(embs.high) & np.isfinite(ceiling.value)
-            within, readings = within + int((embs.high >= ceiling.value)[known].sum()), readings + int(known.sum())
+            up = MEASURES[measure].direction > 0
+            alike = embs.high >= ceiling.value if up else embs.low <= ceiling.value
+            within, readings = within + int(alike[known].sum()), readings + int(known.sum())
     if readings:
         return (
             f"In {within} of these {readings} the embedding models are still as alike as two conversions of base with "

@@ -25,29 +25,29 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     """
     out = []
     for backbone in ("base", "reasoning"):
-        lost = _lost(results, backbone)
+        attention, lost = _lost(results, backbone)
         if not lost:
             continue
         named = [f"{task} {after:.1f} instead of {before:.1f}" for task, before, after in lost[:_MOST_NAMED]]
         rest = f" and {len(lost) - _MOST_NAMED} more" if len(lost) > _MOST_NAMED else ""
         where = f"{len(lost)} of {len(reading.tasks(results))} tasks"
         out.append(
-            f"{backbone}-Emb scores below its own backbone before conversion on {where} ({'; '.join(named)}{rest}): "
-            "there this recipe took away more than it gave."
+            f"{backbone}-Emb scores at least a point below its own backbone before conversion, in that one's better "
+            f"attention mode ({attention}), on {where} ({'; '.join(named)}{rest})."
         )
     return out
 
 
-def _lost(results: Mapping[str, Any], backbone: str) -> list[tuple[str, float, float]]:
-    """(task, points before, points after) where conversion cost points, the largest loss first."""
+def _lost(results: Mapping[str, Any], backbone: str) -> tuple[str, list[tuple[str, float, float]]]:
+    """The backbone's better attention; (task, points before, points after) by loss, where conversion cost points."""
     listed, rows = reading.tasks(results), reading.rows(results)
     before = reading.better_mode([row for row in rows if row.model == backbone], listed)
     after = reading.better_mode([row for row in rows if row.model == f"{backbone}-Emb"], listed)
     if before is None or after is None:
-        return []
+        return "", []
     out = []
     for task in listed:
         was, became = (100 * row.scores.get(task.name, math.nan) for row in (before, after))
         if was - became >= _LEAST:
             out.append((task.name, was, became))
-    return sorted(out, key=lambda entry: entry[2] - entry[1])
+    return before.attention or "its own", sorted(out, key=lambda entry: entry[2] - entry[1])

@@ -78,7 +78,7 @@ _ROWS = (
      "accuracy when base's probe reads reasoning's vectors as they are"),
     ("probe_transfer_aligned", "probe transfer after rotation", "aligned transfer", "function", 0,
      "accuracy when reasoning's vectors are first rotated onto base's"),
-    ("probe_agreement", "agreement of the two probes' predictions", "probe agreement", "function", 1,
+    ("probe_agreement", "agreement of base's probe on the two models", "probe agreement", "function", 1,
      "1 = both models' probes give every text the same label"),
 )  # fmt: skip
 MEASURES = {row[0]: Measure(*row) for row in _ROWS}

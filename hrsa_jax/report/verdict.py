@@ -151,7 +151,7 @@ def _headline(results: Mapping[str, Any], word: str) -> str:
         "advantage": "The reasoning backbone embeds better here",
         "disadvantage": "The reasoning backbone embeds worse here",
     }.get(kind, "This study cannot say whether reasoning embeds better")
-    within = "" if math.isnan(margin) else f"; the margin is +/-{margin:g}"
+    within = "" if math.isnan(margin) else f"; the margin is +/-{margin:g} points"
     return (
         f"{opening}: reasoning-Emb minus base-Emb is {points(estimate, margin)} points, "
         f"90% interval {points(low, margin)} to {points(high, margin)}, {counted(seed_count(results), 'seed')}{within}."
@@ -202,8 +202,8 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
     if seeds < 2:
         text.append(
             "One seed: the interval shows the spread between tasks only, not between training runs, so the word is "
-            '"inconclusive" whatever the numbers say. A claim needs at least 3 seeds; one seed does not show how far '
-            "seeds differ, so how many it would take cannot be said."
+            '"inconclusive" whatever the numbers say. A claim needs two seeds at the least, three are better; one seed '
+            "does not show how far seeds differ, so how many it would take cannot be said."
         )
     if seeds > 1 and (needs := _NEEDS.search(word)):
         text.append(f"To tell a difference from none with 80% power it would take {needs.group(1)}.")
@@ -214,7 +214,7 @@ def _certainty_text(results: Mapping[str, Any], word: str) -> str:
             f"{' and seeds added nothing' if seeds < 2 else ''}."
         )
     elif word.startswith("inconclusive") and seeds < 2 and needed:
-        text.append("The interval over tasks is no wider than the margin already: what is missing is seeds, not tasks.")
+        text.append("The interval over tasks is as narrow as the margin asks for: what is missing is seeds, not tasks.")
     text += controls.sentences(results)
     of = ", for one seed of each embedding model" if seeds > 1 and has_pair(results, EMBEDDINGS) else ""
     text.append(

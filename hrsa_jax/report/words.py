@@ -21,11 +21,17 @@ conversion <- conversions?
     conversion.
 SFT <- SFT
     Supervised fine-tuning: the model is trained to write given worked solutions.
-GRPO <- GRPO
+GRPO, RLVR <- GRPO | RLVR
     Reinforcement learning from answers that are checked: those better than the others to the same question are
     made more likely.
 LoRA <- LoRA
     Low-rank adapters: small matrices are trained beside the frozen weights.
+causal, bidirectional <- causal | bidirectional
+    Attention: a token sees only those before it, as language models do, or the whole text, as these embedding models
+    do. Backbones are scored in both.
+ndcg_at_10, v_measure, cosine_spearman <- ndcg_at_10 | v_measure | cosine_spearman
+    The tasks' own metrics: how high the right passages rank; how well clusters match the topics; how well
+    similarities rank pairs as people do (this one can be below 0).
 few-shot prompt <- few[-_ ]shot prompt
     A few solved examples stand before the question.
 margin <- margin
@@ -63,9 +69,11 @@ biased, debiased <- biased | debiased
     The published form of CKA grows when rows are few and dimensions many, even for unrelated models; the
     debiased form leaves that out.
 k-NN overlap <- k-nearest-neighbour overlap | k-NN overlap | \d+-NN overlap | neighbour overlap
-    The share of each token's k nearest neighbours that both models have in common.
+    Of the tokens that either model counts among a token's k nearest neighbours, the share that both do (Jaccard,
+    by cosine after centring).
 chance
-    What the measure would say of two models that have nothing to do with one another.
+    What the measure would say of two models that have nothing to do with one another; of a probe, what always
+    naming the most frequent label would score.
 per-dimension correlation <- per-dimension correlation
     Whether coordinate i of one model goes up and down over the texts with coordinate i of the other.
 rotation residual <- rotation residual | Procrustes
@@ -80,7 +88,7 @@ linear probe <- linear probes?
 probe transfer <- probe transfer
     The accuracy of base's probe on reasoning's vectors, as they are or rotated onto base's.
 probe agreement <- probe agreement
-    The share of held-out texts that the two models' probes give the same label.
+    The share of held-out texts to which base's probe gives the same label whichever of the two models it reads.
 manifold realignment <- manifold realignment
     The paper's word for embedding models that are more alike than their backbones were.
 realignment index <- realignment index

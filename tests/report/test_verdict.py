@@ -40,7 +40,7 @@ def test_one_seed_is_inconclusive_whatever_is_stored() -> None:
     assert summary.word == "inconclusive"
     assert summary.headline.startswith("This study cannot say")
     assert any("one seed" in text for text in summary.warnings)
-    assert "at least 3 seeds" in summary.paragraphs[3].answer
+    assert "two seeds at the least, three are better" in summary.paragraphs[3].answer
     results["null_effect"]["word"] = "inconclusive (needs about 12 tasks or 3 seeds); sensitivity not shown"
     summary = verdict.summary(results)
     assert summary.warnings == ()
@@ -207,22 +207,31 @@ def test_conversion_is_judged_over_the_layers_and_not_at_the_last_one_only() -> 
     results = make_results("no_advantage", layers=8)
 
     def answer(sign: float) -> str:
-        for gap in results["realignment"].values():
-            gap["value"] = [sign * 0.1 for _ in gap["value"]]
-            gap["interval95"] = [[sign * 0.1 - 0.05, sign * 0.1 + 0.05] for _ in gap["value"]]
+        for name, gap in results["realignment"].items():
+            change = -0.1 * sign if name == "procrustes_residual" else 0.1 * sign
+            gap["value"] = [change for _ in gap["value"]]
+            gap["interval95"] = [[change - 0.05, change + 0.05] for _ in gap["value"]]
         [paragraph] = [p for p in verdict.summary(results).paragraphs if p.question.startswith("What did conversion")]
         return paragraph.answer
 
     apart = answer(-1)
     assert apart.startswith("It moved them further apart: of ")
+    assert "Largest: CKA -0.100 [-0.150, -0.050] at layer " in apart
     layers, closer, further, unclear = map(int, re.findall(r"\b\d+\b", apart)[:4])
     assert (closer, unclear) == (0, 0)
     assert further == layers
     assert answer(1).startswith(f"It brought them closer together: of {layers} layer readings {layers} are clearly ")
     ceiling = results["hrsa"]["base-Emb_vs_base-Emb_other_seed"]
-    for measure in ("cka", "knn_10", "correlation"):  # below every interval, but for one layer
-        ceiling[measure]["value"] = [1.5] + [-1.0] * (len(ceiling[measure]["value"]) - 1)
-    assert f"In {layers - 3} of these {layers} the embedding models are still as alike as two conversions" in answer(-1)
+    counted = [measure for measure in ("cka", "knn_10", "correlation", "procrustes_residual", "probe_agreement")
+               if measure in ceiling]  # fmt: skip
+    for measure in counted:  # less alike than every interval, but for one layer
+        far, near = (1.5, -1.0) if measure == "procrustes_residual" else (-1.0, 1.5)
+        ceiling[measure]["value"] = [near] + [far] * (len(ceiling[measure]["value"]) - 1)
+    layers = sum(len(ceiling[measure]["value"]) for measure in counted)
+    assert (
+        f"In {layers - len(counted)} of these {layers} the embedding models are still as alike as two conversions"
+        in answer(-1)
+    )
     del results["hrsa"]["base-Emb_vs_base-Emb_other_seed"]  # no seed ceiling any more
     assert "how much of this is the scatter of training" in answer(-1)
     assert answer(0).startswith(f"No change can be shown: of {layers} layer readings 0 are clearly closer, 0 clearly ")
@@ -262,5 +271,8 @@ def test_tasks_that_conversion_made_worse_are_named_with_both_scores() -> None:
             row["score"] = 0.6 if row["model"] == "base" else 0.25
     [said] = lowered.sentences(results)
     where = f"on 1 of {len(reading.tasks(results))} tasks ({task} 25.0 instead of 60.0)"
-    assert said.startswith(f"base-Emb scores below its own backbone before conversion {where}")
+    assert said.startswith(
+        "base-Emb scores at least a point below its own backbone before conversion, in that one's better"
+    )
+    assert where in said
     assert said in verdict.summary(results).warnings
