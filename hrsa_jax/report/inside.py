@@ -84,7 +84,8 @@ def conversion(results: Mapping[str, Any]) -> Paragraph:
             side = "more alike by" if (low > 0) == (known.direction > 0) else "less alike by"
         sides[side].append(known.short)
         numbers.append(
-            f"{known.short}: {'no interval' if math.isnan(low) else f'{value:+.3f} [{low:+.3f}, {high:+.3f}]'}"
+            f"{known.short}: {'no interval' if math.isnan(low) else f'{value:+.3f} [{low:+.3f}, {high:+.3f}]'}; "
+            f"{counts[0]} layers closer, {counts[1]} further, of {counts[2]}"
         )
     if not numbers:
         has_pair = any(reading.pair_curve(results, EMBEDDINGS, measure) for measure in REALIGNED)
@@ -93,9 +94,18 @@ def conversion(results: Mapping[str, Any]) -> Paragraph:
     said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
     lead = _over_layers(results) + (
         f"At the last layer the embedding models are, compared with the backbones, {said}. A gap (embedding pair "
-        "minus backbone pair, paired by text) counts as a change where its 95% interval excludes 0. All gaps:"
+        "minus backbone pair, paired by text) counts as a change where its 95% interval excludes 0. Gaps at the last layer:"
     )
-    return Paragraph(question, lead, tuple(numbers))
+    return Paragraph(question, lead, (*numbers, *_sinks(results)))
+
+
+def _sinks(results: Mapping[str, Any]) -> list[str]:
+    """Said where a few tokens of huge norm would decide how alike the embedding models look."""
+    out, kept = (reading.pair_curve(results, EMBEDDINGS, name) for name in ("cka", "cka_with_sinks"))
+    if out is None or kept is None or not abs(out.at(kept.last)[0] - kept.at(kept.last)[0]) > 0.1:
+        return []
+    texts = [estimate_text(*entry.at(kept.last)) for entry in (kept, out)]
+    return [f"CKA of the embedding models with attention sinks kept: {texts[0]}; without them {texts[1]}"]
 
 
 def _over_layers(results: Mapping[str, Any]) -> str:
@@ -108,14 +118,13 @@ def _over_layers(results: Mapping[str, Any]) -> str:
     if more > 2 * less:
         word = "It brought them closer together"
     unclear = layers - more - less
-    each = "; ".join(f"{name} {c[0]} closer, {c[1]} further, of {c[2]}" for name, c in listed.items())
     word = word if more + less else "No change can be shown"
     if more + less and less > more and not (results.get("hrsa") or {}).get(CEILING):
         word += ", if that is more than the scatter of training"
     return (
         f"{word}: of {counted(layers, 'layer reading')} {more} are clearly closer, {less} clearly further apart, "
-        f"{unclear} not clearly changed, by their 95% intervals, which are not corrected for their number: {each}. "
-        f"{_largest(results)}{_scatter(results) if less > more else ''}"
+        f"{unclear} not clearly changed, by their 95% intervals, which are not corrected for their number "
+        f"({', '.join(listed)}). {_largest(results)}{_scatter(results) if less > more else ''}"
     )
 
 
