@@ -94,7 +94,7 @@ def conversion(results: Mapping[str, Any]) -> Paragraph:
     said = "; ".join(f"{side} {', '.join(names)}" for side, names in sides.items() if names)
     lead = _over_layers(results) + (
         f"At the last layer the embedding models are, compared with the backbones, {said}. A gap (embedding pair "
-        "minus backbone pair, paired by text) counts as a change where its 95% interval excludes 0. Gaps at the last layer:"
+        "minus backbone pair, paired by text) counts as a change where its 95% interval excludes 0. Gaps there:"
     )
     return Paragraph(question, lead, (*numbers, *_sinks(results)))
 
